@@ -1,0 +1,179 @@
+"""The command line: one command per verb, with the words of the functions.
+
+Every command prints a table for people, or JSON for machines with --json. A user's mistake is one
+line on standard error and exit status 2.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from gossamer.errors import GossamerError
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(package_name="gossamer")
+def cli() -> None:
+    """Find, measure and verify sparse circuits in language models."""
+
+
+@cli.command("edges", short_help="Which latents drive which latents or logits, on one prompt.")
+@click.argument("prompt")
+@click.option(
+    "--model",
+    "model_name",
+    default="pico-python",
+    show_default=True,
+    help="Bundled name, directory or hub id.",
+)
+@click.option(
+    "--saes", "saes_name", default=None, help="Bundled set or directory; default: the model's own."
+)
+@click.option("--from", "source", required=True, help="Site of the source latents, or 'tokens'.")
+@click.option("--to", "target", required=True, help="Site of the target latents, or 'logits'.")
+@click.option(
+    "--tokens", multiple=True, help="Target token (repeatable); default: the 10 of highest logit."
+)
+@click.option(
+    "--difference", nargs=2, default=None, metavar="A B", help="Target: logit of A less logit of B."
+)
+@click.option("--position", default=-1, show_default=True, help="Position of the target logits.")
+@click.option(
+    "--hold",
+    multiple=True,
+    help="Keep constant in the backward pass: attention, norms (repeatable).",
+)
+@click.option("--direct", is_flag=True, help="Block paths through the other SAEs.")
+@click.option(
+    "--top", default=10, show_default=True, help="How many edges to print, strongest first."
+)
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Really ablate each source and print the effect beside.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def edges_command(prompt: str, model_name: str, saes_name: str | None, **options: Any) -> None:
+    """Effects between two places on one prompt.
+
+    \b
+    Example:
+      gossamer edges "def add(a, b):\\n    return a" \\
+        --from blocks.1.hook_resid_pre --to blocks.3.hook_resid_pre --measure
+    """
+    from gossamer.attribution.edges import Edges, edges
+    from gossamer.attribution.verify import measure
+    from gossamer.library import load_model, load_saes
+
+    model = load_model(model_name)
+    saes = load_saes(saes_name or model_name)
+    found = edges(
+        model,
+        saes,
+        prompt.replace("\\n", "\n"),
+        source=_source(options["source"]),
+        target=_target(options),
+        hold=options["hold"],
+        direct=options["direct"],
+    )
+    assert isinstance(found, Edges)  # one prompt was given
+    pairs = found.strongest(options["top"])
+    effects = measure(model, saes, found, pairs) if options["measured"] else None
+    rows = _rows(found, pairs, effects)
+    if options["as_json"]:
+        click.echo(json.dumps({"tokens": found.tokens, "edges": rows}, indent=1))
+        return
+    n_targets, n_sources = found.gradients.shape
+    places = f"{options['source']} → {options['target']}"
+    _print_table(f"{len(rows)} strongest of {n_targets} × {n_sources} edges, {places}", rows)
+
+
+def _source(site: str) -> Any:
+    from gossamer.attribution.targets import Latents, Tokens
+
+    return Tokens() if site == "tokens" else Latents(site)
+
+
+def _target(options: dict[str, Any]) -> Any:
+    from gossamer.attribution.targets import Latents, LogitDifference, Logits
+
+    if options["difference"]:
+        return LogitDifference(*options["difference"], position=options["position"])
+    if options["target"] != "logits":
+        return Latents(options["target"])
+    return Logits(tokens=options["tokens"] or None, position=options["position"])
+
+
+def _rows(found: Any, pairs: Sequence[tuple[int, int]], effects: Any) -> list[dict[str, Any]]:
+    """One dictionary for each edge, ready for JSON or a table."""
+    rows = []
+    for number, (target, source) in enumerate(pairs):
+        edge = found.edge(target, source)
+        row = {
+            "source": edge.source,
+            "source_token": found.sources.tokens[source],
+            "source_label": edge.source_label,
+            "target": edge.target,
+            "target_token": found.targets.tokens[target],
+            "target_label": edge.target_label,
+            "attribution": edge.attribution,
+            "gradient": edge.gradient,
+        }
+        if effects is not None:
+            row["measured"] = effects[number].measured
+        rows.append(row)
+    return rows
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """The edges as a table; a measured effect of the other sign is marked."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("source", "fires on", "target", "is"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("predicted", justify="right")
+    if rows and "measured" in rows[0]:
+        table.add_column("ablated", justify="right")
+    for row in rows:
+        cells = [
+            Text(f"{_short(row['source'])} {row['source_token']!r}"),
+            Text(row["source_label"]),
+            Text(f"{_short(row['target'])} {row['target_token']!r}"),
+            Text(row["target_label"]),
+            Text(f"{row['attribution']:+.3f}"),
+        ]
+        if "measured" in row:
+            agrees = row["measured"] * row["attribution"] > 0
+            cells.append(Text(f"{row['measured']:+.3f}" + ("" if agrees else " ≠")))
+        table.add_row(*cells)
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(table)
+
+
+def _short(node: str) -> str:
+    """A node id with its site abbreviated for a table: blocks.3.hook_resid_pre → 3.resid_pre."""
+    return node.removeprefix("blocks.").replace("hook_", "")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        cli(standalone_mode=False)
+    except GossamerError as mistake:
+        click.echo(f"Error: {mistake}", err=True)
+        sys.exit(2)
+    except click.ClickException as mistake:
+        mistake.show()
+        sys.exit(2)
+    except click.Abort:
+        click.echo("Stopped.", err=True)
+        sys.exit(130)

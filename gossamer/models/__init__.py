@@ -1,0 +1,1 @@
+"""A Hugging Face causal language model seen through its sites: one table per family."""

@@ -1,0 +1,38 @@
+"""Save an SAE in the native format, and load it again as the same SAE."""
+
+from pathlib import Path
+
+import torch
+
+from gossamer.errors import FormatError, ShapeError
+from gossamer.saes.native import HEADER_FILE, TENSORS_FILE, read_native
+from gossamer.saes.sae import SAE
+
+
+def save_sae(sae: SAE, directory: str | Path) -> None:
+    """Write `sae` into a directory, which is made if need be; the same as `sae.save(directory)`."""
+    sae.save(directory)
+
+
+def load_native(
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> SAE:
+    """The SAE that was saved in a directory.
+
+    With `dtype=None` weights stored as float16 or bfloat16 load as float32, others as stored.
+    FormatError when a file is missing, damaged, of another version, or its tensors do not fit.
+    """
+    arguments = read_native(directory, dtype, device)
+    try:
+        return SAE(**arguments)
+    except ShapeError as error:
+        raise FormatError(
+            f"{Path(directory) / TENSORS_FILE} does not fit {HEADER_FILE} beside it: {error}"
+        ) from error
+
+
+def is_native(directory: str | Path) -> bool:
+    """Whether a directory holds an SAE in the native format."""
+    return (Path(directory) / HEADER_FILE).is_file()

@@ -1,0 +1,326 @@
+"""Run a model with SAEs and edits in it; what the run left behind is a `Trace`.
+
+At one site, in this order: edits of the value → splice of the SAE that writes there → record. With
+x what the SAE reads, y the value it writes over, f₀ = encode(x), and f = f₀ after edits of latents:
+
+    reconstruction = decode(f, x)      error = y − decode(f₀, x)      value = reconstruction + error
+
+so without edits the value is y. `error` says what the error term is: "attached" (as above:
+gradients upstream are those of the model without SAEs), "detached" (the same numbers, no gradient),
+"frozen" (the numbers of the clean run, whatever is edited), "dropped" (zero).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gossamer.edits import AbstractEdit, apply_edits
+from gossamer.errors import GossamerError, ShapeError, SiteError
+from gossamer.models.model import Model
+from gossamer.models.prompts import TokenBatch
+from gossamer.models.taps import Tap
+from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.sites import is_before, parse_site
+
+ErrorMode = Literal["attached", "detached", "frozen", "dropped"]
+"""What the error term of a splice is; see the top of this module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one run left: everything by site, the batch axis first, padding on the right."""
+
+    tokens: Int[Tensor, "batch pos"]
+    """Token ids; 0 where padded."""
+
+    mask: Bool[Tensor, "batch pos"]
+    """True at real tokens."""
+
+    logits: Float[Tensor, "batch pos d_vocab"] | None
+    """Next-token scores; None when the run stopped before them."""
+
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    """The value at each recorded site, after edits and splice."""
+
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    """(batch, pos, d_sae) after edits, by the site the SAE writes."""
+
+    pre_activations: dict[str, Tensor] = field(default_factory=dict)
+    """(batch, pos, d_sae) before the SAE's selection, by the site the SAE writes."""
+
+    reconstructions: dict[str, Tensor] = field(default_factory=dict)
+    """(batch, pos, d_out) decoded from the latents after edits, by the site the SAE writes."""
+
+    errors: dict[str, Tensor] = field(default_factory=dict)
+    """(batch, pos, d_out) error term as it was added, by the site the SAE writes."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each prompt."""
+        return self.mask.sum(-1).tolist()
+
+
+def as_saes(saes: Any) -> dict[str, SparseCoder]:
+    """None, one SAE, a sequence of SAEs or a mapping, as a dictionary keyed by the site each one
+    writes."""
+    if saes is None:
+        return {}
+    if isinstance(saes, Mapping):
+        members = list(saes.values())
+    else:
+        members = [saes] if isinstance(saes, SparseCoder) else list(saes)
+    keyed: dict[str, SparseCoder] = {}
+    for sae in members:
+        if sae.site_out in keyed:
+            raise SiteError(f"Two SAEs write {sae.site_out}. Splice one of them at a time.")
+        keyed[sae.site_out] = sae
+    return keyed
+
+
+def check_saes(model: Model, saes: Mapping[str, SparseCoder]) -> None:
+    """Refuse SAEs at sites the model does not have, of the wrong width, or that write before they
+    read."""
+    for sae in saes.values():
+        for site, name in ((sae.site_in, "d_in"), (sae.site_out, "d_out")):
+            width = model.width(site)
+            got = getattr(sae, name, width)
+            if got != width:
+                raise ShapeError(
+                    f"The SAE at {sae.site_out} has {name}={got}, but {site} of {model.name} has "
+                    f"width {width}. Check that the SAE belongs to this model and site."
+                )
+        if is_before(sae.site_out, sae.site_in):
+            raise SiteError(
+                f"An SAE reads {sae.site_in} and writes {sae.site_out}, which comes before it. "
+                "A transcoder's site_out must come after its site_in."
+            )
+
+
+def chosen_bos(prepend_bos: bool | None, saes: Iterable[SparseCoder]) -> bool | None:
+    """What the call says about BOS, else what the SAEs' files say. An error where they disagree."""
+    said = {
+        sae.site_out: bos for sae in saes if (bos := getattr(sae, "prepend_bos", None)) is not None
+    }
+    values = set(said.values()) | ({prepend_bos} - {None})
+    if len(values) > 1:
+        files = ", ".join(f"{site}: {bos}" for site, bos in said.items())
+        raise GossamerError(
+            f"prepend_bos={prepend_bos} was asked for, but the SAEs' files say {files}. "
+            "Leave prepend_bos out, use SAEs that agree, or give token ids."
+        )
+    return values.pop() if values else None
+
+
+def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
+    model: Model,
+    prompts: Any,
+    saes: Any = None,
+    edits: Sequence[AbstractEdit] = (),
+    record: Sequence[str] = (),
+    error: ErrorMode = "attached",
+    *,
+    logits: bool = True,
+    prepend_bos: bool | None = None,
+    record_device: torch.device | str | None = None,
+) -> Trace:
+    """Run `model` on one prompt or many, of any lengths, with SAEs spliced in and edits made.
+
+    Args:
+        model: what to run.
+        prompts: a text, token ids, chat messages, or a list of these; the trace always has a batch
+            axis.
+        saes: None, an SAE, several, or a mapping; several may stand at different sites of one run.
+        edits: changes at sites or of latents, made in the order given.
+        record: further sites whose values the trace keeps.
+        error: what the splice adds to the reconstruction; see the top of this module.
+        logits: False stops the run right after the last site it needs.
+        prepend_bos: overrides the family's rule for texts.
+        record_device: where recorded tensors go; None leaves them where they are.
+
+    Gradients reach everything the trace holds, unless the call is made under torch.no_grad().
+    """
+    coders = as_saes(saes)
+    check_saes(model, coders)
+    batch = model.batch(prompts, prepend_bos=chosen_bos(prepend_bos, coders.values()))
+    return run_batch(
+        model, batch, coders, Plan(tuple(edits), tuple(record), error, logits, record_device)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run: the arguments of `run` but for the model, the prompts and the SAEs."""
+
+    edits: tuple[AbstractEdit, ...] = ()
+    """Changes, in order."""
+
+    record: tuple[str, ...] = ()
+    """Sites to keep."""
+
+    error: ErrorMode = "attached"
+    """The error term."""
+
+    logits: bool = True
+    """Whether to run to the end."""
+
+    record_device: torch.device | str | None = None
+    """Where recorded tensors go."""
+
+    def __post_init__(self) -> None:
+        if self.error not in get_args(ErrorMode):
+            raise GossamerError(
+                f'error is one of {", ".join(get_args(ErrorMode))}, got "{self.error}".'
+            )
+
+
+def run_batch(
+    model: Model, batch: TokenBatch, saes: Mapping[str, SparseCoder], plan: Plan = Plan()
+) -> Trace:
+    """`run` on tokens that are padded and checked already."""
+    for edit in plan.edits:
+        model.check_site(edit.at)
+        if edit.latents is not None and edit.at not in saes:
+            raise SiteError(
+                f"An edit names latents at {edit.at}, where no SAE is spliced; SAEs write "
+                f"{', '.join(saes) or 'nowhere'} here. Pass the SAE in saes=, or edit the site."
+            )
+    clean_errors = _clean_errors(model, batch, saes) if plan.error == "frozen" else {}
+    splicer = _Splicer(batch, saes, plan, clean_errors, Trace(batch.tokens, batch.mask, None))
+    sites = {*plan.record, *(edit.at for edit in plan.edits)}
+    for sae in saes.values():
+        sites |= {sae.site_in, sae.site_out}
+    if torch.is_grad_enabled():
+        sites.add("hook_embed")
+    taps: dict[str, Tap] = {site: splicer.tap(site) for site in sorted(sites, key=_forward_order)}
+    out = model.forward(batch, taps, to_the_end=plan.logits or not taps)
+    if plan.record_device is not None and out is not None:
+        out = out.to(plan.record_device)
+    trace = splicer.trace
+    return Trace(
+        batch.tokens,
+        batch.mask,
+        out,
+        trace.activations,
+        trace.latents,
+        trace.pre_activations,
+        trace.reconstructions,
+        trace.errors,
+    )
+
+
+def _forward_order(site: str) -> tuple[int, int, int]:
+    return parse_site(site).order
+
+
+def _clean_errors(
+    model: Model, batch: TokenBatch, saes: Mapping[str, SparseCoder]
+) -> dict[str, Tensor]:
+    """Each SAE's error in the run without SAEs and edits."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(site: str) -> Tap:
+        return lambda value: seen.setdefault(site, value)
+
+    sites = {site for sae in saes.values() for site in (sae.site_in, sae.site_out)}
+    with torch.no_grad():
+        model.forward(batch, {site: keep(site) for site in sites}, to_the_end=not sites)
+        return {
+            site: flat(seen[site]) - sae.decode(sae.encode(x := flat(seen[sae.site_in])), x)
+            for site, sae in saes.items()
+        }
+
+
+def flat(value: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch pos width"]:
+    """A site's value with heads side by side, as SAEs see it."""
+    return value.flatten(2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What an SAE read: its input, its latents, and the latents after edits."""
+
+    x: Tensor
+    unedited: Tensor
+    latents: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Splicer:
+    """Makes the function that stands at each site of one run, and gathers the trace."""
+
+    batch: TokenBatch
+    saes: Mapping[str, SparseCoder]
+    plan: Plan
+    clean_errors: Mapping[str, Tensor]
+    trace: Trace
+    reads: dict[str, _Read] = field(default_factory=dict)
+
+    def tap(self, site: str) -> Tap:
+        """Edit → splice → let transcoders read → record."""
+        value_edits = [e for e in self.plan.edits if e.at == site and e.latents is None]
+        writer = self.saes.get(site)
+        readers = [sae for sae in self.saes.values() if sae.site_in == site and sae is not writer]
+
+        def at_site(value: Tensor) -> Tensor:
+            if site == "hook_embed" and torch.is_grad_enabled():
+                value = value.detach().requires_grad_()  # where every gradient of this run ends
+            value = apply_edits(value_edits, value, self.batch.positions, self.batch.mask)
+            if writer is not None:
+                if writer.site_in == site:
+                    self.read(writer, flat(value))
+                value = self.write(writer, flat(value)).reshape(value.shape)
+            for reader in readers:
+                self.read(reader, flat(value))
+            if site in self.plan.record:
+                self.keep(self.trace.activations, site, value)
+            return value
+
+        return at_site
+
+    def read(self, sae: SparseCoder, x: Float[Tensor, "batch pos d_in"]) -> None:
+        """Encode what is at `site_in`, and edit the latents."""
+        site = sae.site_out
+        if isinstance(sae, SAE):
+            pre = sae.pre_activations(x)
+            self.keep(self.trace.pre_activations, site, pre)
+            unedited = sae.activate(pre)
+        else:
+            unedited = sae.encode(x)
+        edits = [e for e in self.plan.edits if e.at == site and e.latents is not None]
+        # A view, so that a gradient by the latents goes through the reconstruction alone, not the
+        # error.
+        latents = apply_edits(
+            edits, unedited.view_as(unedited), self.batch.positions, self.batch.mask
+        )
+        self.keep(self.trace.latents, site, latents)
+        self.reads[site] = _Read(x, unedited, latents)
+
+    def write(self, sae: SparseCoder, y: Float[Tensor, "batch pos d_out"]) -> Tensor:
+        """What goes on from `site_out`: reconstruction plus error."""
+        site = sae.site_out
+        read = self.reads.pop(site)
+        reconstruction = sae.decode(read.latents, read.x)
+        self.keep(self.trace.reconstructions, site, reconstruction)
+        if self.plan.error == "dropped":
+            self.keep(self.trace.errors, site, torch.zeros_like(y))
+            return reconstruction
+        unedited = sae.decode(read.unedited, read.x)
+        error = self.clean_errors[site] if self.plan.error == "frozen" else y - unedited
+        if self.plan.error != "attached":
+            error = error.detach().requires_grad_(torch.is_grad_enabled())
+        self.keep(self.trace.errors, site, error)
+        value = reconstruction + error
+        if self.plan.error == "frozen":
+            return value
+        # The same sum without its rounding: exactly y where no latent was edited.
+        exact = (y + (reconstruction - unedited)).detach()
+        return value + (exact - value).detach()
+
+    def keep(self, where: dict[str, Tensor], site: str, value: Tensor) -> None:
+        """Record a tensor, on the device that was asked for."""
+        device = self.plan.record_device
+        where[site] = value if device is None else value.to(device)
