@@ -1,7 +1,8 @@
 """Edits: changes at a site, as values. What each does to the value it selects:
 
-    Ablate   0                     Set     a given value           Scale   value × factor Steer
-    value + direction     Patch   the value of another run  Detach  the value, as a constant
+    Ablate   0                     Set      a given value
+    Scale    value × factor        Patch    the value of another run
+    Steer    value + direction     Detach   the value, as a constant
 
 `at` is a site, `"blocks.3.hook_resid_pre"`, or a latent at a position,
 `"blocks.3.hook_resid_pre/1234@7"`. With `latents` the edit is on latents of the SAE spliced there,

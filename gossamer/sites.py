@@ -51,9 +51,11 @@ BLOCK_KINDS = (
 AFTER_BLOCKS = ("ln_final.hook_scale", "ln_final.hook_normalized", "logits")
 """Sites after the last block, in forward order; `logits` ends every run."""
 
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_NUMBER = r"(?:0|[1-9][0-9]*)"  # one spelling each, so that names can be compared as text
+_BLOCK = re.compile(rf"blocks\.({_NUMBER})\.(.+)")
 _NODE = re.compile(
-    r"(?P<site>[^/@]+)/(?P<unit>\d+|error|bias|remainder)@(?P<position>\d+)(?:<-(?P<key>\d+))?"
+    rf"(?P<site>[^/@]+)/(?P<unit>{_NUMBER}|error|bias|remainder)@(?P<position>{_NUMBER})"
+    rf"(?:<-(?P<key>{_NUMBER}))?"
 )
 
 
@@ -84,9 +86,8 @@ def parse_site(name: str) -> Site:
     if match and match[2] in BLOCK_KINDS:
         layer = int(match[1])
         return Site((1, layer, BLOCK_KINDS.index(match[2])), layer, match[2])
-    raise unknown_site(
-        name, [*BEFORE_BLOCKS, *(f"blocks.{match[1] if match else 0}.{k}" for k in BLOCK_KINDS)]
-    )
+    inside = [f"blocks.{match[1] if match else 0}.{kind}" for kind in BLOCK_KINDS]
+    raise unknown_site(name, [*BEFORE_BLOCKS, *inside, *AFTER_BLOCKS])
 
 
 def unknown_site(name: str, known: list[str]) -> SiteError:

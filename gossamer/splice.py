@@ -21,7 +21,7 @@ from torch import Tensor
 from gossamer.edits import AbstractEdit, apply_edits
 from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
-from gossamer.models.prompts import TokenBatch
+from gossamer.models.prompts import Prompt, TokenBatch, as_prompts
 from gossamer.models.taps import Tap
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import is_before, parse_site
@@ -69,12 +69,18 @@ def as_saes(saes: Any) -> dict[str, SparseCoder]:
     writes."""
     if saes is None:
         return {}
+    members: list[Any] = [saes]
     if isinstance(saes, Mapping):
         members = list(saes.values())
-    else:
-        members = [saes] if isinstance(saes, SparseCoder) else list(saes)
+    elif isinstance(saes, Iterable) and not isinstance(saes, str | SparseCoder):
+        members = list(saes)
     keyed: dict[str, SparseCoder] = {}
     for sae in members:
+        if not isinstance(sae, SparseCoder):
+            raise GossamerError(
+                f"An SAE has site_in, site_out, encode and decode, got {str(sae)[:40]!r} of type "
+                f"{type(sae).__name__}. Load SAEs by name with load_sae or load_saes."
+            )
         if sae.site_out in keyed:
             raise SiteError(f"Two SAEs write {sae.site_out}. Splice one of them at a time.")
         keyed[sae.site_out] = sae
@@ -100,14 +106,24 @@ def check_saes(model: Model, saes: Mapping[str, SparseCoder]) -> None:
             )
 
 
-def chosen_bos(prepend_bos: bool | None, saes: Iterable[SparseCoder]) -> bool | None:
-    """What the call says about BOS, else what the SAEs' files say. An error where they disagree."""
+def chosen_bos(
+    prepend_bos: bool | None, saes: Iterable[SparseCoder], prompts: Sequence[Prompt] | None = None
+) -> bool | None:
+    """What the call says about BOS, else what the SAEs' files say. An error where they disagree,
+    unless no prompt is a text: nothing is put before token ids and chats."""
+    if prompts is not None and not any(isinstance(prompt, str) for prompt in prompts):
+        return None
     said = {
         sae.site_out: bos for sae in saes if (bos := getattr(sae, "prepend_bos", None)) is not None
     }
     values = set(said.values()) | ({prepend_bos} - {None})
     if len(values) > 1:
         files = ", ".join(f"{site}: {bos}" for site, bos in said.items())
+        if prepend_bos is None:
+            raise GossamerError(
+                f"The SAEs' files disagree about a beginning-of-sequence token ({files}). "
+                "Use SAEs that agree, or give token ids."
+            )
         raise GossamerError(
             f"prepend_bos={prepend_bos} was asked for, but the SAEs' files say {files}. "
             "Leave prepend_bos out, use SAEs that agree, or give token ids."
@@ -119,8 +135,8 @@ def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
     model: Model,
     prompts: Any,
     saes: Any = None,
-    edits: Sequence[AbstractEdit] = (),
-    record: Sequence[str] = (),
+    edits: AbstractEdit | Sequence[AbstractEdit] = (),
+    record: str | Sequence[str] = (),
     error: ErrorMode = "attached",
     *,
     logits: bool = True,
@@ -134,8 +150,8 @@ def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
         prompts: a text, token ids, chat messages, or a list of these; the trace always has a batch
             axis.
         saes: None, an SAE, several, or a mapping; several may stand at different sites of one run.
-        edits: changes at sites or of latents, made in the order given.
-        record: further sites whose values the trace keeps.
+        edits: changes at sites or of latents, one or several, made in the order given.
+        record: a further site, or several, whose values the trace keeps.
         error: what the splice adds to the reconstruction; see the top of this module.
         logits: False stops the run right after the last site it needs.
         prepend_bos: overrides the family's rule for texts.
@@ -145,10 +161,12 @@ def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
     """
     coders = as_saes(saes)
     check_saes(model, coders)
-    batch = model.batch(prompts, prepend_bos=chosen_bos(prepend_bos, coders.values()))
-    return run_batch(
-        model, batch, coders, Plan(tuple(edits), tuple(record), error, logits, record_device)
-    )
+    members = as_prompts(prompts)
+    bos = chosen_bos(prepend_bos, coders.values(), members)
+    batch = model.batch(members, prepend_bos=bos)
+    changes = (edits,) if isinstance(edits, AbstractEdit) else tuple(edits)
+    kept = (record,) if isinstance(record, str) else tuple(record)
+    return run_batch(model, batch, coders, Plan(changes, kept, error, logits, record_device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,18 +302,19 @@ class _Splicer:
     def read(self, sae: SparseCoder, x: Float[Tensor, "batch pos d_in"]) -> None:
         """Encode what is at `site_in`, and edit the latents."""
         site = sae.site_out
+        # Views, so that a gradient by latents or pre-activations goes through the reconstruction
+        # alone, not the error.
         if isinstance(sae, SAE):
             pre = sae.pre_activations(x)
-            self.keep(self.trace.pre_activations, site, pre)
             unedited = sae.activate(pre)
+            pre = pre.view_as(pre)
+            self.keep(self.trace.pre_activations, site, pre)
+            latents = torch.where(unedited.detach() != 0, pre, 0)
         else:
             unedited = sae.encode(x)
+            latents = unedited.view_as(unedited)
         edits = [e for e in self.plan.edits if e.at == site and e.latents is not None]
-        # A view, so that a gradient by the latents goes through the reconstruction alone, not the
-        # error.
-        latents = apply_edits(
-            edits, unedited.view_as(unedited), self.batch.positions, self.batch.mask
-        )
+        latents = apply_edits(edits, latents, self.batch.positions, self.batch.mask)
         self.keep(self.trace.latents, site, latents)
         self.reads[site] = _Read(x, unedited, latents)
 
@@ -305,20 +324,25 @@ class _Splicer:
         read = self.reads.pop(site)
         reconstruction = sae.decode(read.latents, read.x)
         self.keep(self.trace.reconstructions, site, reconstruction)
-        if self.plan.error == "dropped":
-            self.keep(self.trace.errors, site, torch.zeros_like(y))
-            return reconstruction
         unedited = sae.decode(read.unedited, read.x)
-        error = self.clean_errors[site] if self.plan.error == "frozen" else y - unedited
-        if self.plan.error != "attached":
-            error = error.detach().requires_grad_(torch.is_grad_enabled())
+        error = self.error_of(site, y, unedited)
         self.keep(self.trace.errors, site, error)
         value = reconstruction + error
-        if self.plan.error == "frozen":
-            return value
-        # The same sum without its rounding: exactly y where no latent was edited.
-        exact = (y + (reconstruction - unedited)).detach()
-        return value + (exact - value).detach()
+        if self.plan.error in ("attached", "detached"):
+            # The same sum without its rounding: exactly y where no latent was edited.
+            exact = (y + (reconstruction - unedited)).detach()
+            value = exact + (value - value.detach())
+        return value.to(y.dtype)  # an SAE may be of a wider type than its model
+
+    def error_of(self, site: str, y: Tensor, unedited: Tensor) -> Tensor:
+        """The error term at a site where y stands and the latents decode to `unedited`."""
+        if self.plan.error == "attached":
+            return y - unedited
+        if self.plan.error == "detached":
+            error = y - unedited
+        else:
+            error = torch.zeros_like(y) if self.plan.error == "dropped" else self.clean_errors[site]
+        return error.detach().requires_grad_(torch.is_grad_enabled())
 
     def keep(self, where: dict[str, Tensor], site: str, value: Tensor) -> None:
         """Record a tensor, on the device that was asked for."""

@@ -1,11 +1,13 @@
-"""The oracle of law 1: every supported family written out again in plain torch, one prompt at a time.
+"""The oracle of law 1: every supported family written out again in plain torch, one prompt at once.
 
-    resid_mid = resid_pre + attn_out;   resid_post = resid_mid + mlp_out     (parallel: both read resid_pre)
+    resid_mid = resid_pre + attn_out;   resid_post = resid_mid + mlp_out
+    (parallel: attention and MLP both read resid_pre, and resid_post is the sum of all three)
 
-It shares nothing with the package but the names of sites: weights come from the Hugging Face modules,
-formulas from the papers. `plain_run(model, ids, replace)` returns the value at every site; where `replace`
-names a site, its function is applied and the run goes on with the result, so that an edit, a constant and a
-leaf for autograd are all written the same way. All of it can be traced by torch.func.
+It shares nothing with the package but the names of sites: weights come from the Hugging Face
+modules, formulas from the papers. `plain_run(model, ids, replace)` returns the value at every site;
+where `replace` names a site, its function is applied and the run goes on with the result, so that
+an edit, a constant and a leaf for autograd are all written the same way. All of it can be traced by
+torch.func.
 """
 
 import math
@@ -33,7 +35,7 @@ NORM_NAMES = {
 
 
 def kind_of(model: nn.Module) -> str:
-    """gpt2, gpt_neox, gemma, or llama for Llama, Mistral and Qwen, which differ in small things only."""
+    """gpt2, gpt_neox, gemma, or llama for Llama, Mistral and Qwen, which differ in small things."""
     name = model.config.model_type
     if name in ("gpt2", "gpt_neox"):
         return name
@@ -63,14 +65,18 @@ class _Run:
         return value
 
 
-def plain_run(model: nn.Module, ids: Sequence[int], replace: Replace | None = None) -> dict[str, Tensor]:
-    """The value at every site, without a batch axis: (pos, …), scores and patterns (n_heads, pos, key)."""
+def plain_run(
+    model: nn.Module, ids: Sequence[int], replace: Replace | None = None
+) -> dict[str, Tensor]:
+    """The value at every site, without a batch axis; patterns and scores: (n_heads, pos, key)."""
     visit = _Run(model, replace or {})
     x = _embedded(visit, torch.tensor(list(ids)))
     for layer in range(len(blocks_of(model))):
         x = _block(visit, layer, x)
     kind = kind_of(model)
-    final = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}.get(kind, "model.norm")
+    final = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}.get(
+        kind, "model.norm"
+    )
     x = _norm(visit, "ln_final", model.get_submodule(final), x)
     logits = x @ model.get_output_embeddings().weight.T
     cap = getattr(model.config, "final_logit_softcapping", None)
@@ -103,12 +109,16 @@ def _block(visit: _Run, layer: int, x: Tensor) -> Tensor:
     parallel = getattr(model.config, "use_parallel_residual", False)
     out = _attention(visit, layer, _norm(visit, at + "ln1", block.get_submodule(ln1), x))
     if ln1_post:
-        out = _norm(visit, at + "ln1_post", block.get_submodule(ln1_post), out, sites=("hook_scale",))
+        out = _norm(
+            visit, at + "ln1_post", block.get_submodule(ln1_post), out, sites=("hook_scale",)
+        )
     out = visit(at + "hook_attn_out", out)
     mid = x if parallel else visit(at + "hook_resid_mid", x + out)
     written = _mlp(visit, layer, _norm(visit, at + "ln2", block.get_submodule(ln2), mid))
     if ln2_post:
-        written = _norm(visit, at + "ln2_post", block.get_submodule(ln2_post), written, sites=("hook_scale",))
+        written = _norm(
+            visit, at + "ln2_post", block.get_submodule(ln2_post), written, sites=("hook_scale",)
+        )
     written = visit(at + "hook_mlp_out", written)
     return visit(at + "hook_resid_post", mid + written + (out if parallel else 0))
 
@@ -121,7 +131,9 @@ def _norm(
     sites: Sequence[str] = ("hook_scale", "hook_normalized"),
 ) -> Tensor:
     config = visit.model.config
-    eps = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps"}.get(kind_of(visit.model), "rms_norm_eps")
+    eps = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps"}.get(
+        kind_of(visit.model), "rms_norm_eps"
+    )
     gain = module.weight + (1.0 if kind_of(visit.model) == "gemma" else 0.0)
     if kind_of(visit.model) in ("gpt2", "gpt_neox"):
         x = x - x.mean(-1, keepdim=True)
@@ -148,12 +160,18 @@ def _query_key_value(model: nn.Module, layer: int, x: Tensor) -> list[Tensor]:
         return [rearrange(part, "pos (heads d) -> pos heads d", heads=n_heads) for part in parts]
     if kind_of(model) == "gpt_neox":
         fused = _linear(block.attention.query_key_value, x)
-        return list(rearrange(fused, "pos (heads three d) -> three pos heads d", heads=n_heads, three=3))
+        return list(
+            rearrange(fused, "pos (heads three d) -> three pos heads d", heads=n_heads, three=3)
+        )
     attention = block.self_attn
     n_kv = model.config.num_key_value_heads
     return [
         rearrange(_linear(module, x), "pos (heads d) -> pos heads d", heads=heads)
-        for module, heads in ((attention.q_proj, n_heads), (attention.k_proj, n_kv), (attention.v_proj, n_kv))
+        for module, heads in (
+            (attention.q_proj, n_heads),
+            (attention.k_proj, n_kv),
+            (attention.v_proj, n_kv),
+        )
     ]
 
 
@@ -216,7 +234,9 @@ def _attention(visit: _Run, layer: int, x: Tensor) -> Tensor:
     scores = torch.where(allowed(model, layer, len(x)), scores, -torch.inf)
     pattern = visit(at + "hook_pattern", visit(at + "hook_attn_scores", scores).softmax(-1))
     z = visit(at + "hook_z", einsum(pattern, value, "head pos key, key head d -> pos head d"))
-    out = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}.get(kind_of(model), "self_attn.o_proj")
+    out = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}.get(
+        kind_of(model), "self_attn.o_proj"
+    )
     return _linear(block.get_submodule(out), z.flatten(1))
 
 

@@ -1,8 +1,12 @@
 """Tiny random models of every supported family, from transformers' own config and model classes."""
 
+import functools
+
 import torch
 import transformers
 from transformers import PreTrainedModel
+
+from gossamer.models.model import Model
 
 COMMON = {
     "vocab_size": 37,
@@ -73,3 +77,9 @@ def tiny_language_model(family: str, dtype: torch.dtype = torch.float64) -> PreT
             is_gain = parameter.ndim == 1 and "bias" not in name
             parameter.add_((0.3 if is_gain else 0.15) * noise.to(dtype))
     return model
+
+
+@functools.cache
+def tiny_model(family: str, dtype: torch.dtype = torch.float64) -> Model:
+    """The same, with its sites; shared between tests, which leave it as it is."""
+    return Model(tiny_language_model(family, dtype))

@@ -130,8 +130,10 @@ def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
     if isinstance(sae, SAE):
         sparse = sae.encode_sparse(x)
         positions, indices, values = sparse.rows, sparse.indices, sparse.values
+        d_sae = sparse.d_sae
     else:
         dense = sae.encode(x)
+        d_sae = dense.shape[-1]
         positions, indices = dense.nonzero(as_tuple=True)
         values = dense[positions, indices]
     keep = torch.ones_like(positions, dtype=torch.bool)
@@ -142,6 +144,12 @@ def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
         )
     if what.indices is not None:
         wanted = [what.indices] if isinstance(what.indices, int) else list(what.indices)
+        outside = [i for i in wanted if not 0 <= i < d_sae]
+        if outside:
+            raise SiteError(
+                f"{outside[0]} is not a latent of the SAE at {what.site}; choose from "
+                f"0..{d_sae - 1}."
+            )
         keep &= torch.isin(indices, torch.tensor(wanted, device=x.device))
     if what.top is not None:
         strength = values.abs().masked_fill(~keep, -1)

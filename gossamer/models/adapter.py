@@ -22,15 +22,24 @@ class AttentionPaths:
     """The attention module; its output, or the first item of it, is added to the residual
     stream."""
 
-    query: str | None
-    """Query projection with heads side by side; None where query, key and value share one
-    projection."""
+    query: str | None = None
+    """Query projection, heads side by side; None where query, key and value share one."""
 
-    key: str | None
+    key: str | None = None
     """Key projection, likewise."""
 
+    value: str | None = None
+    """Value projection, likewise."""
+
     fused: str | None = None
-    """A shared projection laid out head by head as (query, key, value), GPT-NeoX's way."""
+    """The shared projection where there is one."""
+
+    fused_by_head: bool = False
+    """Whether the shared projection is laid out head by head as (query, key, value), GPT-NeoX's
+    way, or as all queries, all keys, all values, GPT-2's way."""
+
+    output: str
+    """Output projection, from heads side by side to the residual stream's width."""
 
     rotary: bool
     """Whether queries and keys are rotated by position before they meet."""
@@ -40,6 +49,10 @@ class AttentionPaths:
 
     k_norm: str | None = None
     """Norm over each head's key."""
+
+    norms_heads_first: bool = False
+    """Whether those norms are given (batch, heads, pos, d_head) instead of (batch, pos, heads,
+    d_head)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +68,9 @@ class MLPPaths:
 
     pre_linear: str | None = None
     """The projection that multiplies the activation in a gated MLP."""
+
+    activation: str
+    """The activation function."""
 
     down: str
     """The projection back to the residual stream."""

@@ -1,10 +1,16 @@
 """The supported model families. A new family is one table here and its place in the tests' list."""
 
+from dataclasses import replace
+
 from gossamer.errors import GossamerError
 from gossamer.models.adapter import Adapter, AttentionPaths, MLPPaths
 
 _GATED_MLP = MLPPaths(
-    module="mlp", pre="mlp.gate_proj", pre_linear="mlp.up_proj", down="mlp.down_proj"
+    module="mlp",
+    pre="mlp.gate_proj",
+    activation="mlp.act_fn",
+    pre_linear="mlp.up_proj",
+    down="mlp.down_proj",
 )
 
 GPT2 = Adapter(
@@ -16,8 +22,10 @@ GPT2 = Adapter(
     norm="layer",
     ln1="ln_1",
     ln2="ln_2",
-    attention=AttentionPaths(module="attn", query=None, key=None, rotary=False),
-    mlp=MLPPaths(module="mlp", pre="mlp.c_fc", down="mlp.c_proj"),
+    attention=AttentionPaths(
+        module="attn", fused="attn.c_attn", output="attn.c_proj", rotary=False
+    ),
+    mlp=MLPPaths(module="mlp", pre="mlp.c_fc", activation="mlp.act", down="mlp.c_proj"),
     bos="end_of_text",
 )
 
@@ -30,9 +38,15 @@ GPT_NEOX = Adapter(
     ln1="input_layernorm",
     ln2="post_attention_layernorm",
     attention=AttentionPaths(
-        module="attention", query=None, key=None, fused="attention.query_key_value", rotary=True
+        module="attention",
+        fused="attention.query_key_value",
+        fused_by_head=True,
+        output="attention.dense",
+        rotary=True,
     ),
-    mlp=MLPPaths(module="mlp", pre="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+    mlp=MLPPaths(
+        module="mlp", pre="mlp.dense_h_to_4h", activation="mlp.act", down="mlp.dense_4h_to_h"
+    ),
     parallel_flag="use_parallel_residual",
     bos="end_of_text",
 )
@@ -46,7 +60,12 @@ LLAMA = Adapter(
     ln1="input_layernorm",
     ln2="post_attention_layernorm",
     attention=AttentionPaths(
-        module="self_attn", query="self_attn.q_proj", key="self_attn.k_proj", rotary=True
+        module="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.o_proj",
+        rotary=True,
     ),
     mlp=_GATED_MLP,
     bos="tokenizer",
@@ -69,6 +88,8 @@ _NORMED_ATTENTION = AttentionPaths(
     module="self_attn",
     query="self_attn.q_proj",
     key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
     rotary=True,
     q_norm="self_attn.q_norm",
     k_norm="self_attn.k_norm",
@@ -114,7 +135,7 @@ GEMMA3 = Adapter(
     ln1_post="post_attention_layernorm",
     ln2="pre_feedforward_layernorm",
     ln2_post="post_feedforward_layernorm",
-    attention=_NORMED_ATTENTION,
+    attention=replace(_NORMED_ATTENTION, norms_heads_first=True),
     mlp=_GATED_MLP,
     bos="tokenizer",
 )

@@ -142,7 +142,9 @@ class Model:
         `prepend_bos` None means the family's rule: `<|endoftext|>` for GPT-2 and GPT-NeoX, what the
         tokenizer adds for Llama, Mistral and Gemma, nothing for Qwen.
         """
-        bos = bos_token(self.tokenizer, self.layout.adapter.bos, prepend_bos)
+        bos = None
+        if isinstance(prompt, str):
+            bos = bos_token(self.tokenizer, self.layout.adapter.bos, prepend_bos)
         return tokenize(self.tokenizer, prompt, bos)
 
     def token_strings(self, text_or_ids: Prompt) -> list[str]:

@@ -42,12 +42,37 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     """One or many prompts as a list. A list of integers, and a list of messages, is one prompt."""
     if isinstance(prompts, str):
         return [prompts]
+    members: list[Any] = [prompts]
     if isinstance(prompts, Tensor):
-        return [prompts] if prompts.ndim == 1 else list(prompts)
-    prompts = list(prompts)
-    if not prompts:
+        members = [prompts] if prompts.ndim == 1 else list(prompts)
+    elif isinstance(prompts, Sequence) and not isinstance(prompts, bytes):
+        one = len(prompts) > 0 and isinstance(prompts[0], int | Mapping)
+        members = [list(prompts)] if one else list(prompts)
+    if not members:
         raise PromptError("No prompt was given. Give a text, token ids, or a list of them.")
-    return [prompts] if isinstance(prompts[0], int | Mapping) else prompts
+    for member in members:
+        _check_kind(member)
+    return members
+
+
+def _check_kind(prompt: Any) -> None:
+    """Refuse what is neither a text nor token ids nor messages."""
+    if isinstance(prompt, str):
+        return
+    if isinstance(prompt, Tensor):
+        allowed = prompt.ndim == 1 and prompt.dtype in (torch.int32, torch.int64)
+    else:
+        is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+        allowed = is_list and (
+            all(isinstance(token, int) and not isinstance(token, bool) for token in prompt)
+            or all(isinstance(message, Mapping) for message in prompt)
+        )
+    if not allowed:
+        raise PromptError(
+            f"A prompt is a text, a list or tensor of token ids, or a list of chat messages, got "
+            f"{str(prompt)[:40]!r} of type {type(prompt).__name__}. Give one of these, or a list "
+            "of them."
+        )
 
 
 def pad(sequences: Sequence[Sequence[int]], *, side: str = "right") -> TokenBatch:
@@ -64,6 +89,7 @@ def pad(sequences: Sequence[Sequence[int]], *, side: str = "right") -> TokenBatc
 
 def tokenize(tokenizer: Any, prompt: Prompt, bos: int | None) -> list[int]:
     """Token ids of one prompt. `bos` is put before a text that does not begin with it already."""
+    _check_kind(prompt)
     if isinstance(prompt, Tensor):
         return prompt.tolist()
     if isinstance(prompt, str):

@@ -151,7 +151,8 @@ def _tap_attention(layout: Layout, block: nn.Module, at: Mapping[str, Tap]) -> H
     inside = {kind: tap for kind, tap in at.items() if kind.startswith("attn.hook_")}
     for name, path in (("attn.q_norm", paths.q_norm), ("attn.k_norm", paths.k_norm)):
         if path is not None:
-            yield from _tap_norm(layout, block.get_submodule(path), name, at)
+            norm_at = _heads_first(at) if paths.norms_heads_first else at
+            yield from _tap_norm(layout, block.get_submodule(path), name, norm_at)
     projected = {
         kind: inside.pop(kind) for kind in ("attn.hook_q", "attn.hook_k") if kind in inside
     }
@@ -174,7 +175,7 @@ def _tap_attention(layout: Layout, block: nn.Module, at: Mapping[str, Tap]) -> H
 def _tap_projections(layout: Layout, block: Any, at: Mapping[str, Tap]) -> Handles:
     """Query and key as projected, before norm and rotation."""
     paths = layout.adapter.attention
-    if paths.fused is not None:
+    if paths.fused is not None:  # by head, in a rotary family
         if at:
             yield _on_fused(layout, block.get_submodule(paths.fused), at)
         return
@@ -219,6 +220,15 @@ def _tap_norm(layout: Layout, module: nn.Module, name: str, at: Mapping[str, Tap
         return visited_norm(module, args[0], layout.adapter.gain_offset, visit)
 
     yield module.register_forward_hook(recompute)
+
+
+def _heads_first(at: Mapping[str, Tap]) -> dict[str, Tap]:
+    """The taps seen from where heads come before positions."""
+
+    def turned(tap: Tap) -> Tap:
+        return lambda value: tap(value.transpose(1, 2)).transpose(1, 2)
+
+    return {kind: turned(tap) for kind, tap in at.items()}
 
 
 def _by_head(tap: Tap, d_head: int) -> Tap:

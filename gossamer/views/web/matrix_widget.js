@@ -1,0 +1,4 @@
+// The matrix view as a notebook widget.
+import { render } from "./matrix.js";
+
+export default { render };

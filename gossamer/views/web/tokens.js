@@ -1,0 +1,50 @@
+// @ts-check
+// Token text made visible, and numbers made short. Text reaches the page through textContent only.
+
+const MARKS = { "\n": "⏎", "\r": "␍", "\t": "⇥" };
+const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Zs}]/u;
+
+/** Nothing invisible: outer spaces as ␣, controls and direction marks as code points. */
+export function showToken(token) {
+  const body = token.replace(/^ +| +$/g, "");
+  if (!body) return "␣".repeat(token.length) || "∅";
+  const before = token.length - token.replace(/^ +/, "").length;
+  const after = token.length - before - body.length;
+  const shown = Array.from(body, (character) => {
+    if (character in MARKS) return MARKS[character];
+    if (character === " " || !HIDDEN.test(character)) return character;
+    return `⟨${character.codePointAt(0).toString(16).toUpperCase()}⟩`;
+  });
+  return "␣".repeat(before) + shown.join("") + "␣".repeat(after);
+}
+
+/** A number in about four digits. */
+export function short(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e5 || size < 1e-3) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+/** An effect: always with its sign. */
+export function signed(value) {
+  return (value > 0 ? "+" : "") + short(value);
+}
+
+/** A count with its thousands apart. */
+export function count(n) {
+  return n.toLocaleString("en-US");
+}
+
+/** An element with a class and a text; a text that came from a token stands apart from its line. */
+export function element(name, className = "", text = "") {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text) node.textContent = text;
+  return node;
+}
+
+/** Text from outside in an isolate, so that right-to-left letters leave their surroundings alone. */
+export function isolate(className, text) {
+  return element("bdi", className, showToken(text));
+}

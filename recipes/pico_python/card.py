@@ -1,0 +1,142 @@
+"""The model card of pico-python, written from the numbers in its manifest."""
+
+from pathlib import Path
+from typing import Any
+
+CARD = """\
+# pico-python
+
+A language model of Python source code and the sparse autoencoders (SAEs) that read its residual
+stream, small enough to travel inside the package. It is for trying, teaching and testing: it writes
+plausible Python and knows nothing else.
+
+    model = gossamer.load_model("pico-python")
+    saes = gossamer.load_saes("pico-python")      # the same as "pico-python/resid"
+
+## The model
+
+GPT-2's architecture: 4 blocks of 4 heads, d_model 128, d_mlp 512, context 512, tied embeddings,
+1,383,168 parameters in float16. Its tokenizer is a byte-level BPE of 4096 tokens, of which
+`<|endoftext|>` is number 0. Every row of training text began with it, so every prompt should
+(`gossamer` puts it there).
+
+| on {held_out_files} held-out files, {held_out_bytes:,} bytes | bits per byte |
+|---|---|
+| pico-python | {bits_per_byte:.3f} |
+| `xz -9` of the same files in one piece | {bits_per_byte_xz:.3f} |
+
+The model sees at most 512 tokens before the one it predicts (at least 383 once a file is that
+long), `xz` all that came before; the model has learnt from the training files, `xz` has not.
+
+## The SAEs
+
+TopK, {k} of {d_sae} latents, decoder rows of norm 1, b_dec subtracted from the input, float16.
+Each alone is spliced into the model at every position with its error dropped, on {sae_tokens:,}
+held-out tokens ({n_rows} rows of 512). CE is the mean next-token loss in nats, {ce_clean:.4f} for
+the model as it is. Recovered = (ablated - patched) / (ablated - clean), where ablation puts zero,
+or the site's mean, at every position.
+
+{table}
+
+FVU: unexplained share of the variance. KL: clean from patched, nats per token. Dead: share of
+latents that never fire on those held-out tokens, and on {label_tokens:,} tokens of training text.
+
+## Labels
+
+`labels.json.gz` beside each SAE: for every latent its top tokens (largest Σ activation² over
+{label_tokens:,} tokens of training text) and short contexts of its strongest activations there,
+each ending with the token on which it fires, indentation left out. They say what a latent fires
+on, not what it does; a latent that is dead there has none.
+
+## Data
+
+The `.py` files of the standard library of Python {python}, each content once, without
+site-packages: {n_training} files to train on, {held_out_files} held out. A file is held out when
+the SHA-256 of its path, the first 8 hexadecimal digits, is divisible by {one_in}, and no training
+file has the same content. `manifest.json` has the hashes of the training files (16 digits of the
+SHA-256 of each), paths and hashes of those held out, the seeds and settings, the versions, and the
+SHA-256 of every file here; of the text itself only the labels' contexts are in this folder. The
+library is tidy, English and old-fashioned, and one file often resembles another, so these numbers
+say little about other code.
+
+## How it was made
+
+`{command}`, which runs `recipes/pico_python/make_assets.py`: seeds {seeds}, {model_steps} steps of
+16 rows of 512 tokens for the model (Muon and AdamW), {n_tokens:,} tokens for each SAE (Adam at
+{learning_rate:g}, AuxK against dead latents). Another machine gives the same up to rounding, which
+grows in training.
+"""
+
+
+COLUMNS = (
+    ("site", ""),
+    ("L0", ".2f"),
+    ("FVU", ".4f"),
+    ("CE patched", ".4f"),
+    ("CE zero-ablated", ".3f"),
+    ("CE mean-ablated", ".3f"),
+    ("recovered of zero", ".4f"),
+    ("recovered of mean", ".4f"),
+    ("KL", ".4f"),
+    ("dead, held out", ".2%"),
+    ("dead, training", ".2%"),
+)
+"""Headings of the table of SAEs, and how each number is printed."""
+
+
+def write_card(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the card; the same manifest gives the same bytes."""
+    evaluation, training = manifest["evaluation"], manifest["sae_training"]
+    dead = manifest["labels"]["dead_fraction"]
+    table = [
+        _line([name for name, _ in COLUMNS]),
+        _line(["---"] * len(COLUMNS)),
+        *(_line(_cells(site, report, dead[site])) for site, report in _ordered(evaluation["saes"])),
+    ]
+    path.write_text(
+        CARD.format(
+            **evaluation["model"],
+            k=32,
+            d_sae=2048,
+            sae_tokens=evaluation["sae_tokens"],
+            n_rows=evaluation["sae_tokens"] // 512,
+            ce_clean=next(iter(evaluation["saes"].values()))["ce_clean"],
+            table="\n".join(table),
+            label_tokens=manifest["labels"]["tokens"],
+            python=manifest["python"],
+            n_training=len(manifest["training"]),
+            one_in=20,
+            command=manifest["command"],
+            seeds=", ".join(f"{what} {seed}" for what, seed in manifest["seeds"].items()),
+            model_steps=manifest["model_steps"],
+            n_tokens=training["n_tokens"],
+            learning_rate=training["learning_rate"],
+        ),
+        encoding="utf-8",
+    )
+
+
+def _ordered(reports: dict[str, Any]) -> list[tuple[str, Any]]:
+    """In forward order: the one `hook_resid_post` last."""
+    return sorted(reports.items(), key=lambda item: (item[0].endswith("post"), item[0]))
+
+
+def _cells(site: str, report: dict[str, float], dead: float) -> list[str]:
+    numbers = (
+        report["l0"],
+        report["fvu"],
+        report["ce_patched"],
+        report["ce_zero_ablated"],
+        report["ce_mean_ablated"],
+        report["recovered_of_zero_ablation"],
+        report["recovered_of_mean_ablation"],
+        report["kl"],
+        report["dead_fraction"],
+        dead,
+    )
+    formats = [spec for _, spec in COLUMNS[1:]]
+    return [f"`{site}`", *(format(n, spec) for n, spec in zip(numbers, formats, strict=True))]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
