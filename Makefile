@@ -7,6 +7,8 @@ FLOOR_VENV := .venv-floor
 FLOOR := $(shell sed -n 's/^ *"transformers>=\([0-9.]*\)",$$/\1/p' pyproject.toml)
 # Each worker computes on one thread; more would fight for the cores.
 WORKERS ?= 2
+# What `make demo` looks into.
+DEMO := def add(self, other):\n    return self
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,8 @@ help: ## show these verbs
 venv: $(VENV)/.installed ## make .venv and install the package with its development tools
 
 demo: venv ## run the bundled model and find a circuit in it
-	$(VENV)/bin/python -m gossamer demo
+	$(VENV)/bin/gossamer edges "$(DEMO)" --from blocks.3.hook_resid_post --to logits --measure
+	$(VENV)/bin/gossamer edges "$(DEMO)" --from blocks.1.hook_resid_pre --to blocks.3.hook_resid_pre --measure
 
 test: venv ## run the whole test suite (options: ARGS="-k sites")
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)

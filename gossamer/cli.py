@@ -49,7 +49,11 @@ def cli() -> None:
 )
 @click.option("--direct", is_flag=True, help="Block paths through the other SAEs.")
 @click.option(
-    "--top", default=10, show_default=True, help="How many edges to print, strongest first."
+    "--top",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many edges to print, strongest first.",
 )
 @click.option(
     "--measure",
@@ -166,13 +170,18 @@ def _short(node: str) -> str:
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # progress bars are for people
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         cli(standalone_mode=False)
     except GossamerError as mistake:
         click.echo(f"Error: {mistake}", err=True)
         sys.exit(2)
-    except click.ClickException as mistake:
+    except click.exceptions.NoArgsIsHelpError as mistake:
         mistake.show()
+        sys.exit(2)
+    except click.ClickException as mistake:
+        click.echo(f"Error: {mistake.format_message()}", err=True)
         sys.exit(2)
     except click.Abort:
         click.echo("Stopped.", err=True)

@@ -6,16 +6,19 @@ Nothing is fetched unless the name is a hub id; the bundled names need no networ
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from gossamer.errors import FormatError, GossamerError
+from gossamer.errors import FormatError, GossamerError, SiteError
 from gossamer.interop.sae_lens import is_sae_lens, read_sae_lens
 from gossamer.models.families import adapter_for
 from gossamer.models.model import Model
 from gossamer.saes.files import is_native, load_native
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.sites import parse_site
 
 BUNDLED_MODELS = ("pico-python",)
 """Models inside the package."""
@@ -40,35 +43,74 @@ def load_model(
 
     Args:
         source: "pico-python", a directory, a hub id, or a transformers PreTrainedModel of a
-            supported family
-            (which is put in evaluation mode and otherwise left as it is).
+            supported family (which is put in evaluation mode and otherwise left as it is).
         tokenizer: a tokenizer or its name; None takes the one beside the model, if there is one.
         device: cpu, cuda, mps, …; None leaves a loaded model where it is, and is cpu otherwise.
         dtype: None is float32, or what a loaded model has.
     """
     wanted = _dtype(dtype)
     if not isinstance(source, str | Path):
-        language_model = source
-        if device is not None or wanted is not None:
-            language_model = language_model.to(device=device, dtype=wanted)
-        return Model(language_model, _tokenizer(tokenizer))
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+        _check_is_model(source)
+        return Model(_moved(source, device, wanted), _tokenizer(tokenizer))
     name = str(source)
     path = str(assets() / name) if name in BUNDLED_MODELS else name
+    if Path(path).is_file():
+        raise FormatError(f"{name} is a file. Give the directory that holds config.json beside it.")
+    language_model = _moved(_read_model(path, name, wanted or torch.float32), device)
+    return Model(language_model, _tokenizer(tokenizer) or _tokenizer_beside(path), name)
+
+
+def _read_model(path: str, name: str, dtype: torch.dtype) -> Any:
+    """The language model at a directory or hub id, every weight of it from the file."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        model_type = AutoConfig.from_pretrained(path).model_type
-        adapter_for(model_type)  # before the weights are read
-        language_model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=wanted or torch.float32
+        adapter_for(AutoConfig.from_pretrained(path).model_type)  # before the weights are read
+        language_model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
         )
     except GossamerError:
         raise
-    except (OSError, ValueError) as problem:
+    except UnpicklingError as problem:
+        raise FormatError(
+            f'The weights of "{name}" are a pickle that would run code, or are damaged, and were '
+            "not read. Give weights in the safetensors format."
+        ) from problem
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise FormatError(_not_loaded("model", name, problem)) from problem
-    if device is not None:
-        language_model = language_model.to(device)
-    return Model(language_model, _tokenizer(tokenizer) or _tokenizer_beside(path), name)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise FormatError(
+            f'The weights of "{name}" lack {", ".join(missing[:3])} ({len(missing)} in all). '
+            "Copy or download them again."
+        )
+    return language_model
+
+
+def _check_is_model(source: Any) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(source, PreTrainedModel):
+        raise GossamerError(
+            f"A model is a bundled name ({', '.join(BUNDLED_MODELS)}), a directory, a hub id or a "
+            f"transformers PreTrainedModel, got {type(source).__name__}. Give one of these."
+        )
+
+
+def _moved(
+    language_model: Any, device: torch.device | str | None, dtype: torch.dtype | None = None
+) -> Any:
+    """The model on a device and of a type; None leaves each as it is."""
+    if device is None and dtype is None:
+        return language_model
+    try:
+        return language_model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise GossamerError(
+            f'The model cannot be put on device "{device}" ({first}). Give a device that this '
+            "build of torch has, such as cpu, cuda or mps."
+        ) from problem
 
 
 def load_sae(
@@ -83,11 +125,13 @@ def load_sae(
 
     Args:
         path: the directory; "pico-python/resid/blocks.2.hook_resid_pre" and the like are bundled.
-        site: where it reads and writes, overriding the file.
+        site: where it reads and writes, overriding the file; not for a transcoder.
         center: whether the model it was trained on had its writing weights centred, overriding the
             file.
         dtype: None keeps float32 and float64 and loads half precision as float32.
     """
+    if site is not None:
+        parse_site(site)
     directory = Path(path)
     if not directory.exists() and str(path).split("/")[0] in BUNDLED_MODELS:
         directory = assets() / str(path)
@@ -108,7 +152,14 @@ def load_sae(
             "center= is for files of other libraries; a Gossamer file says it itself."
         )
     sae = load_native(directory, dtype=_dtype(dtype), device=device)
-    return sae if site is None else SAE(**{**sae.arguments(), "site_in": site, "site_out": site})
+    if site is None:
+        return sae
+    if sae.is_transcoder:
+        raise SiteError(
+            f"{path} is a transcoder from {sae.site_in} to {sae.site_out}, so one site cannot "
+            "stand for both. Leave site= out."
+        )
+    return SAE(**{**sae.arguments(), "site_in": site, "site_out": site})
 
 
 def load_saes(
@@ -173,14 +224,17 @@ def _tokenizer(tokenizer: Any) -> Any:
 
 
 def _tokenizer_beside(path: str) -> Any:
-    """The tokenizer saved with a model, or None."""
+    """The tokenizer saved with a model, or None where there is none."""
     from transformers import AutoTokenizer
 
-    if Path(path).is_dir() and not any(Path(path).glob("tokenizer*")):
+    is_directory = Path(path).is_dir()
+    if is_directory and not any(Path(path).glob("tokenizer*")):
         return None
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):
+    except Exception as problem:  # the Rust tokenizers raise Exception itself
+        if is_directory:
+            raise FormatError(_not_loaded("tokenizer", path, problem)) from problem
         return None
 
 

@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 ORDER = (
     *("errors", "sites"),  # words
-    *("kernels", "distributed", "metrics", "graph", "edits"),  # tensors: no model, no SAE
+    *("kernels", "distributed", "metrics", "views", "graph", "edits"),  # tensors: no model, no SAE
     *("saes", "models"),  # parts
     *("corpus", "activations", "splice"),  # runs: where they meet
     *("jacobian", "attribution", "evaluation", "training"),  # science
     *("scalars", "dashboards", "interop", "library"),  # products
-    *("views", "server", "cli"),  # faces
+    *("server", "cli"),  # faces
 )
 """The modules of the package, foundation first; a module imports only from those before it."""
 

@@ -56,7 +56,7 @@ def test_a_span_passes_through_the_values_of_the_models_own_forward(family: str)
 def test_a_prefix_and_late_queries_give_the_same_rows(family: str) -> None:
     model = Model(tiny_language_model(family))
     _, settings, expected = whole_run(model)
-    x = expected["blocks.0.hook_resid_pre"][:1, :5]
+    x = expected["blocks.0.hook_resid_pre"][:, :5]
     seen: dict[str, Tensor] = {}
     with torch.no_grad():
         out = Span(model.layout, settings, 0, 2).run(
@@ -66,8 +66,8 @@ def test_a_prefix_and_late_queries_give_the_same_rows(family: str) -> None:
         (out, "blocks.2.hook_resid_post"),
         (seen["blocks.2.hook_mlp_out"], "blocks.2.hook_mlp_out"),
     ):
-        assert value.shape == (1, 2, model.d_model)
-        assert (value - expected[site][:1, 3:5]).abs().max() <= 1e-12
+        assert value.shape == (2, 2, model.d_model)
+        assert (value - expected[site][:, 3:5]).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -133,8 +133,8 @@ def _block(
 
 
 def apply_norm(
-    layout: Layout, module: nn.Module, x: Float[Tensor, "batch pos width"], visit: Visit | None
-) -> Float[Tensor, "batch pos width"]:
+    layout: Layout, module: nn.Module, x: Float[Tensor, "*lead width"], visit: Visit | None
+) -> Float[Tensor, "*lead width"]:
     """A norm; step by step where something stands in it, or where its own forward rounds."""
     if visit is None and (isinstance(module, nn.LayerNorm) or x.dtype != torch.float64):
         return module(x)
@@ -203,8 +203,8 @@ def _project(
 
 def _rotate(
     x: Float[Tensor, "batch pos heads d_head"],
-    cos: Float[Tensor, "batch pos 1 d_rotary"],
-    sin: Float[Tensor, "batch pos 1 d_rotary"],
+    cos: Float[Tensor, "#batch pos 1 d_rotary"],
+    sin: Float[Tensor, "#batch pos 1 d_rotary"],
 ) -> Float[Tensor, "batch pos heads d_head"]:
     """Rotary position encoding of the first d_rotary coordinates, halves paired."""
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]

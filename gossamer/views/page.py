@@ -19,9 +19,7 @@ from gossamer.errors import FormatError
 from gossamer.views.joiner import WEB, join
 
 
-def page(
-    entry: str, *, title: str, state: Mapping[str, Any], data: bytes, fallback: str
-) -> str:
+def page(entry: str, *, title: str, state: Mapping[str, Any], data: bytes, fallback: str) -> str:
     """The file's text.
 
     Args:

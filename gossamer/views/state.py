@@ -11,8 +11,8 @@ from traitlets import Bool, Enum, Float, HasTraits, List, Tuple, Unicode, valida
 
 from gossamer.errors import GossamerError, SiteError
 
-SCALES = ("root", "linear")
-"""How a value becomes a strength of colour."""
+SCALES = ("root", "linear", "log")
+"""How a value becomes a strength of colour; "log" tells three decades apart."""
 
 ORDERS = ("strength", "target", "source", "value", "gradient")
 """Columns the table can be sorted by; a minus sign before the name turns the order round."""
@@ -31,7 +31,7 @@ class MatrixState(HasTraits):
     """Whether entries whose two nodes share a position are hidden."""
 
     scale = Enum(SCALES, "root").tag(sync=True)
-    """Colour by the square root of the size (weak entries are seen) or by the size itself."""
+    """Colour by the square root of the size, by the size itself, or by its logarithm."""
 
     sources_by = Unicode("").tag(sync=True)
     """Id of the row whose entries order the columns, largest first; empty for prompt order."""

@@ -1,9 +1,9 @@
-"""Token text made visible: what `web/tokens.js` does in the browser, for the parts Python writes."""
+"""Token text made visible: what `web/tokens.js` does in the browser, for what Python writes."""
 
 import unicodedata
 
-MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
-"""Signs for the white space that code is full of."""
+MARKS = {"\n": "⏎", "\t": "⇥", "␤": "⏎", "␉": "⇥"}
+"""Signs that common fonts have, also for the control pictures that labels are written with."""
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
 """Unicode categories that are not seen, or that move the text around them."""

@@ -14,6 +14,42 @@ const STOPS = {
 };
 const HALF = 511;
 
+const DECADES = 3; // what the logarithmic scale tells apart: below a thousandth all is ground
+const SCALES = {
+  linear: { forward: (part) => part, back: (part) => part },
+  root: { forward: Math.sqrt, back: (part) => part * part },
+  log: {
+    forward: (part) => Math.max(0, 1 + Math.log10(part) / DECADES),
+    back: (part) => 10 ** (DECADES * (part - 1)),
+  },
+};
+
+/** Everything on the canvases but the cells. */
+const INKS = {
+  light: {
+    ground: "#ffffff",
+    text: "#1a1d23",
+    faintText: "#7a828e",
+    frame: "#c3c9d1",
+    line: "#1a1d2320",
+    hover: "#1a1d2314",
+    mark: "#111318",
+  },
+  dark: {
+    ground: "#15181e",
+    text: "#e6e8ec",
+    faintText: "#8a93a0",
+    frame: "#454c58",
+    line: "#ffffff24",
+    hover: "#ffffff1c",
+    mark: "#ffffff",
+  },
+};
+
+export function inks(theme) {
+  return INKS[theme];
+}
+
 /** 1,023 colours from -1 to 1 as pixels of ImageData. */
 export function palette(theme) {
   const colours = new Uint32Array(2 * HALF + 1);
@@ -44,12 +80,12 @@ function channels(hex) {
 
 /** Signed strength of a value, 1 at the largest. */
 export function strength(value, largest, scale) {
-  if (largest === 0) return 0;
+  if (largest === 0 || value === 0) return 0;
   const part = Math.min(1, Math.abs(value) / largest);
-  return Math.sign(value) * (scale === "linear" ? part : Math.sqrt(part));
+  return Math.sign(value) * SCALES[scale].forward(part);
 }
 
 /** The value that has a strength: the inverse. */
 export function valueAt(part, largest, scale) {
-  return Math.sign(part) * largest * (scale === "linear" ? Math.abs(part) : part * part);
+  return part === 0 ? 0 : Math.sign(part) * largest * SCALES[scale].back(Math.abs(part));
 }

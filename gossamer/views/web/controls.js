@@ -1,11 +1,12 @@
 // @ts-check
 // What stands around the matrix: prompt, filters, legend, help.
 import { colourAt, valueAt } from "./colours.js";
-import { element, isolate, short, signed } from "./tokens.js";
+import { element, isolate, short } from "./tokens.js";
 
 const STEPS = 1000;
 const DECADES = 4; // the slider goes from the largest entry down to a ten-thousandth of it
 
+const SCALES = [["log", "size in decades"], ["root", "square root"], ["linear", "size"]];
 const KEYS = [
   ["arrows", "next shown entry in that direction"],
   ["+  −  0", "zoom in, out, whole matrix"],
@@ -37,7 +38,7 @@ export function toolbar(matrix, set, { zoom, help }) {
   });
   slider.label.append(number);
   const scale = element("select");
-  for (const [value, text] of [["root", "square root"], ["linear", "linear"]]) {
+  for (const [value, text] of SCALES) {
     const option = element("option", "", text);
     option.value = value;
     scale.append(option);
@@ -113,7 +114,10 @@ export function legend() {
       context.fillStyle = `rgb(${colourAt(x / 128 - 1, theme).join(",")})`;
       context.fillRect(x, 0, 1, 1);
     }
-    const marks = [-1, -0.5, 0, 0.5, 1].map((part) => signed(valueAt(part, largest, scale)));
+    const marks = [-1, -0.5, 0, 0.5, 1].map((part) => {
+      const value = valueAt(part, largest, scale);
+      return (value > 0 ? "+" : "") + short(Number(value.toPrecision(2)));
+    });
     ticks.replaceChildren(...marks.map((text) => element("span", "", text)));
   }
   return { el, update };

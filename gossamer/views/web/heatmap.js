@@ -10,17 +10,18 @@ const NARROW = 640;
 export class Heatmap {
   /**
    * @param {HTMLElement} plot the box that both canvases fill
+   * @param {HTMLElement} canvases where they stand in it
    * @param {any} matrix
    * @param {any} viewport
    */
-  constructor(plot, matrix, viewport) {
+  constructor(plot, canvases, matrix, viewport) {
     this.matrix = matrix;
     this.viewport = viewport;
     this.plot = plot;
     [this.picture, this.marks] = [0, 1].map(() => {
       const canvas = document.createElement("canvas");
       canvas.setAttribute("aria-hidden", "true");
-      plot.append(canvas);
+      canvases.append(canvas);
       return canvas;
     });
     this.largest = 0;
@@ -31,7 +32,7 @@ export class Heatmap {
   resize(roomWidth, roomHeight) {
     const { rows, columns } = this.matrix;
     const narrow = roomWidth < NARROW;
-    const gutter = { left: narrow ? 92 : 190, top: narrow ? 76 : 124, right: 2, bottom: 2 };
+    const gutter = { left: narrow ? 92 : 138, top: narrow ? 76 : 108, right: 2, bottom: 2 };
     const inner = roomWidth - gutter.left - gutter.right;
     if (inner < 40) return false;
     // Few cells are not blown up into tiles.
@@ -93,7 +94,7 @@ export class Heatmap {
     this.drawLines(context, colours);
     this.drawNumbers(context, window, theme);
     context.restore();
-    context.strokeStyle = colours.faint;
+    context.strokeStyle = colours.frame;
     context.strokeRect(this.box.x - 0.5, this.box.y - 0.5, this.box.width + 1, this.box.height + 1);
     this.drawRowNames(context, colours);
     this.drawColumnNames(context, colours);
@@ -195,12 +196,13 @@ export class Heatmap {
     const step = place(1) - place(0);
     const end = start + length;
     if (step >= LINE || !side.byPosition) {
+      const alone = side.blocks().length === 1;
       let last = -Infinity;
       for (let i = 0; i < side.length; i++) {
         const at = place(i) + step / 2;
         if (at < start || at > end || at - last < LINE) continue;
         last = at;
-        yield { at, text: nodeName(side, side.order[i]), faint: false };
+        yield { at, text: nodeName(side, side.order[i], alone), faint: false };
       }
       return;
     }
@@ -252,7 +254,9 @@ export class Heatmap {
 }
 
 /** A node in few letters: its number, its token and position. */
-function nodeName(side, node) {
+function nodeName(side, node, alone) {
+  // Where all stand at one position, as logits do, the position says nothing.
+  if (alone && side.labels[node]) return `${side.indices[node]}  ${showToken(side.labels[node])}`;
   return `${side.indices[node]}  ${showToken(side.tokens[node])}  ${side.positions[node]}`;
 }
 

@@ -1,13 +1,13 @@
 // @ts-check
 // The attribution-matrix view. The model's traits are the only state that outlives a gesture: what a
 // user does sets a trait, and what a trait says is drawn, whoever set it.
-import { button, helpPanel, legend, promptStrip, toolbar } from "./controls.js";
+import { inks } from "./colours.js";
+import { button } from "./controls.js";
+import { frame } from "./frame.js";
 import { Heatmap } from "./heatmap.js";
 import { Matrix } from "./matrix_data.js";
 import { entryCard, spoken } from "./nodes.js";
 import { pointer } from "./pointer.js";
-import { STYLE } from "./style.js";
-import { EntryTable } from "./table.js";
 import { readTensors } from "./tensors.js";
 import { count, element, showToken, signed } from "./tokens.js";
 import { Viewport } from "./viewport.js";
@@ -39,65 +39,13 @@ class MatrixPicture {
     this.viewport = new Viewport(this.matrix.rows.length, this.matrix.columns.length);
     this.hovered = null;
     this.stopped = new AbortController();
-    this.build(el);
-    this.heatmap = new Heatmap(this.plot, this.matrix, this.viewport);
-    this.plot.append(this.tip, this.help);
+    Object.assign(this, frame(el, this.matrix, this.about, this));
+    this.heatmap = new Heatmap(this.plot, this.canvases, this.matrix, this.viewport);
     this.listen();
     this.refilter();
     this.resize();
     performance.mark("gossamer:painted");
     this.root.dataset.ready = "true";
-  }
-
-  // What is there
-
-  build(el) {
-    const { about, matrix } = this;
-    this.root = element("section", "gossamer");
-    this.root.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to the view
-    this.root.setAttribute("aria-label", about.title);
-    const header = element("header");
-    const heading = element("div");
-    heading.append(element("h1", "", about.title));
-    if (about.note) heading.append(element("p", "", about.note));
-    header.append(heading);
-    this.prompt = promptStrip(about.prompt_tokens);
-    this.toolbar = toolbar(matrix, (name, value) => this.set(name, value), {
-      zoom: (factor) => this.zoom(factor),
-      help: () => this.toggleHelp(),
-    });
-    this.axis = element("div", "axis");
-    this.plot = element("div", "plot");
-    this.plot.tabIndex = 0;
-    this.plot.setAttribute("role", "application");
-    this.plot.setAttribute("aria-roledescription", "matrix");
-    this.plot.setAttribute(
-      "aria-label",
-      `Matrix of ${matrix.rows.length} targets by ${matrix.columns.length} sources. ` +
-        "Arrows walk over its entries, question mark lists the keys; the table below has the same.",
-    );
-    this.tip = element("div", "tip");
-    this.tip.hidden = true;
-    this.help = helpPanel();
-    this.status = element("p", "status");
-    this.status.setAttribute("role", "status");
-    this.heard = element("div", "heard");
-    this.heard.setAttribute("aria-live", "polite");
-    this.legend = legend();
-    this.panel = element("div", "panel selection");
-    this.table = new EntryTable(matrix, about, {
-      choose: (row, column) => this.choose(row, column),
-      sort: (order) => this.set("sort_by", order),
-    });
-    const left = element("div");
-    left.append(this.axis, this.plot, this.status);
-    const side = element("div", "side");
-    side.append(this.legend.el, this.panel);
-    const body = element("div", "body");
-    body.append(left, side);
-    const style = element("style", "", STYLE);
-    this.root.append(header, this.prompt.el, this.toolbar.el, body, this.table.el, this.heard);
-    el.replaceChildren(style, this.root);
   }
 
   listen() {
@@ -216,23 +164,10 @@ class MatrixPicture {
     return this.dark.matches ? "dark" : "light";
   }
 
-  get colours() {
-    const dark = this.dark.matches;
-    return {
-      ground: dark ? "#15181e" : "#ffffff",
-      text: dark ? "#e6e8ec" : "#1a1d23",
-      faintText: dark ? "#8a93a0" : "#7a828e",
-      faint: dark ? "#454c58" : "#c3c9d1",
-      line: dark ? "#ffffff24" : "#1a1d2320",
-      hover: dark ? "#ffffff1c" : "#1a1d2314",
-      mark: dark ? "#ffffff" : "#111318",
-    };
-  }
-
   draw() {
     if (!this.sized) return; // no room yet, as in a hidden tab
     this.heatmap.scale = this.model.get("scale");
-    const largest = this.heatmap.draw(this.theme, this.colours);
+    const largest = this.heatmap.draw(this.theme, inks(this.theme));
     this.legend.update(largest, this.heatmap.scale, this.theme);
     this.mark();
     clearTimeout(this.timer);
@@ -249,7 +184,7 @@ class MatrixPicture {
     const { rows, columns } = this.matrix;
     const [row, column] = this.selected ?? [];
     const drawn = this.selected && [rows.drawnAt[row], columns.drawnAt[column]];
-    this.heatmap.mark(this.hovered, drawn, this.colours);
+    this.heatmap.mark(this.hovered, drawn, inks(this.theme));
     const shown = this.hovered
       ? [rows.order[this.hovered[0]], columns.order[this.hovered[1]]]
       : this.selected;

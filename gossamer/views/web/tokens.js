@@ -1,7 +1,8 @@
 // @ts-check
 // Token text made visible, and numbers made short. Text reaches the page through textContent only.
 
-const MARKS = { "\n": "⏎", "\r": "␍", "\t": "⇥" };
+// Signs that common fonts have, also for the control pictures that labels are written with.
+const MARKS = { "\n": "⏎", "\t": "⇥", "␤": "⏎", "␉": "⇥" };
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Zs}]/u;
 
 /** Nothing invisible: outer spaces as ␣, controls and direction marks as code points. */
@@ -26,9 +27,12 @@ export function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-/** An effect: always with its sign. */
+/** An effect: always with its sign, and with as many digits as its neighbours in a column. */
 export function signed(value) {
-  return (value > 0 ? "+" : "") + short(value);
+  const size = Math.abs(value);
+  const plain = size >= 1e-3 && size < 1e4;
+  const text = plain ? value.toPrecision(4) : short(value);
+  return (value > 0 ? "+" : "") + text;
 }
 
 /** A count with its thousands apart. */

@@ -1,6 +1,8 @@
 // @ts-check
 // Which part of the matrix fills the plot: zoom, pan, and the way between pixels and cells.
 
+const CLOSEST = 12; // cells along a side when zoomed in as far as it goes
+
 export class Viewport {
   constructor(rows, columns) {
     this.rows = rows;
@@ -21,8 +23,8 @@ export class Viewport {
 
   /** Zoom by a factor around a point of the plot, given as fractions of its size. */
   zoom(factor, x = 0.5, y = 0.5) {
-    const height = Math.min(this.rows, Math.max(Math.min(4, this.rows), this.height / factor));
-    const width = Math.min(this.columns, Math.max(Math.min(4, this.columns), this.width / factor));
+    const height = Math.min(this.rows, Math.max(CLOSEST, this.height / factor));
+    const width = Math.min(this.columns, Math.max(CLOSEST, this.width / factor));
     this.top += (this.height - height) * y;
     this.left += (this.width - width) * x;
     this.height = height;
