@@ -69,7 +69,7 @@ def test_a_latents_effect_is_that_of_taking_away_what_it_writes(kind: str) -> No
 def test_a_tokens_effect_is_that_of_taking_away_its_embedding(family: str) -> None:
     coders = {LAST: tiny_sae("topk", LAST, 16)}
     check(family, coders, Tokens(), Latents(LAST))
-    check(family, coders, Tokens(), Logits(top=3))
+    check(family, coders, Tokens(), Logits(tokens=[1, 2, 3]))
 
 
 def test_measured_and_predicted_agree_where_the_model_is_linear() -> None:

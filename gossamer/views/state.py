@@ -11,7 +11,7 @@ from traitlets import Bool, Enum, Float, HasTraits, List, Tuple, Unicode, valida
 
 from gossamer.errors import GossamerError, SiteError
 
-SCALES = ("root", "linear", "log")
+SCALES = ("log", "root", "linear")
 """How a value becomes a strength of colour; "log" tells three decades apart."""
 
 ORDERS = ("strength", "target", "source", "value", "gradient")
@@ -30,8 +30,8 @@ class MatrixState(HasTraits):
     cross_only = Bool(False).tag(sync=True)
     """Whether entries whose two nodes share a position are hidden."""
 
-    scale = Enum(SCALES, "root").tag(sync=True)
-    """Colour by the square root of the size, by the size itself, or by its logarithm."""
+    scale = Enum(SCALES, "log").tag(sync=True)
+    """Colour by the logarithm of the size, by its square root, or by the size itself."""
 
     sources_by = Unicode("").tag(sync=True)
     """Id of the row whose entries order the columns, largest first; empty for prompt order."""

@@ -6,7 +6,7 @@ import { element, isolate, short } from "./tokens.js";
 const STEPS = 1000;
 const DECADES = 4; // the slider goes from the largest entry down to a ten-thousandth of it
 
-const SCALES = [["log", "size in decades"], ["root", "square root"], ["linear", "size"]];
+const SCALES = [["log", "size, in decades"], ["root", "square root of size"], ["linear", "size"]];
 const KEYS = [
   ["arrows", "next shown entry in that direction"],
   ["+  −  0", "zoom in, out, whole matrix"],
@@ -115,6 +115,7 @@ export function legend() {
       context.fillRect(x, 0, 1, 1);
     }
     const marks = [-1, -0.5, 0, 0.5, 1].map((part) => {
+      if (part === 0 && scale === "log") return `under ${short(Number((largest / 1000).toPrecision(2)))}`;
       const value = valueAt(part, largest, scale);
       return (value > 0 ? "+" : "") + short(Number(value.toPrecision(2)));
     });

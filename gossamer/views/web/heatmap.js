@@ -25,7 +25,7 @@ export class Heatmap {
       return canvas;
     });
     this.largest = 0;
-    this.scale = "root";
+    this.scale = "log";
   }
 
   /** Fit the canvases to the room there is; false when there is none, as in a hidden tab. */

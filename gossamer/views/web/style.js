@@ -14,7 +14,6 @@ export const STYLE = `
 .gossamer *, .gossamer *::before { box-sizing: border-box; }
 .gossamer h1 { font-size: 18px; line-height: 1.3; margin: 0; font-weight: 650; color: inherit; }
 .gossamer p { margin: 2px 0 0; color: var(--faint); max-width: 110ch; }
-.gossamer header { display: flex; gap: 16px; justify-content: space-between; align-items: start; }
 .gossamer button { font: inherit; color: inherit; background: var(--chip); border: 1px solid var(--line);
   border-radius: 6px; padding: 3px 10px; cursor: pointer; }
 .gossamer button:hover { border-color: var(--accent); }
