@@ -66,7 +66,7 @@ def _read_model(path: str, name: str, dtype: torch.dtype) -> Any:
 
     try:
         adapter_for(AutoConfig.from_pretrained(path).model_type)  # before the weights are read
-        language_model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True
         )
     except GossamerError:
@@ -78,6 +78,7 @@ def _read_model(path: str, name: str, dtype: torch.dtype) -> Any:
         ) from problem
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise FormatError(_not_loaded("model", name, problem)) from problem
+    language_model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise FormatError(

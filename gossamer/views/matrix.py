@@ -174,7 +174,7 @@ class MatrixView:
 
     def blob(self) -> bytes:
         """The data as the browser reads it."""
-        arrays = {"values": self.values.astype(np.float32)}
+        arrays: dict[str, np.ndarray] = {"values": self.values.astype(np.float32)}
         if self.gradients is not None and not self._gradients_follow():
             arrays["gradients"] = self.gradients.astype(np.float32)
         about: dict[str, Any] = {
