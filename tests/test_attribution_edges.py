@@ -67,9 +67,6 @@ def test_direct_edges_go_past_no_other_sae(family: str, hold: tuple[str, ...]) -
         assert found.direct and not total.direct and found.hold == total.hold == hold
 
 
-@pytest.mark.xfail(
-    reason="edges.py asks for the gradient of what no longer depends on the source", strict=True
-)
 def test_nothing_passes_a_residual_sae_in_between() -> None:
     model, coders = tiny_model("llama"), residual(FIRST, BETWEEN, LAST)
     ends: dict[str, Any] = {"source": Latents(FIRST), "target": Latents(LAST)}
@@ -271,21 +268,7 @@ def test_edges_in_float32_are_those_of_float64_to_rounding() -> None:
     torch.testing.assert_close(narrow.gradients.double(), wide.gradients, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize(
-    "of_saes",
-    [
-        torch.bfloat16,
-        pytest.param(
-            torch.float32,
-            marks=pytest.mark.xfail(
-                reason="edges.py multiplies read and write rows of the SAE's type with gradients "
-                "of the model's type",
-                strict=True,
-            ),
-        ),
-    ],
-    ids=["bfloat16", "float32"],
-)
+@pytest.mark.parametrize("of_saes", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def test_edges_of_a_bfloat16_model_are_above_its_noise_floor(of_saes: torch.dtype) -> None:
     """bf16 keeps 8 bits, 2^-9 ≈ 0.2 % a rounding; forward and backward through the blocks are about
     two hundred in a row, √200 · 0.2 % ≈ 3 % of the whole. SAEs load as float32 by default."""

@@ -289,6 +289,9 @@ def _pulled_back(
     if leaf is read:
         read = leaf.view_as(leaf)
     n = len(targets.nodes)
+    if not read.requires_grad:  # every path from the source is blocked
+        yield leaf.new_zeros(n, *leaf.shape[1:]).flatten(2)
+        return
     for start in range(0, n, CHUNK):
         chunk = slice(start, min(start + CHUNK, n))
         cotangents = read.new_zeros(chunk.stop - start, *read.shape)
@@ -312,11 +315,13 @@ def _contract(
     """Dot each position's gradient with the write rows of the sources there."""
     if sources.rows is None:
         raise GossamerError("Sources write rows; logits cannot be sources.")
+    precise = torch.promote_types(gradient.dtype, sources.rows.dtype)
+    gradient, rows = gradient.to(precise), sources.rows.to(precise)
     out = gradient.new_empty(len(gradient), len(sources.nodes))
     counts = torch.bincount(sources.nodes.positions, minlength=gradient.shape[1]).tolist()
     start = 0
     for position, count in enumerate(counts):
         columns = slice(start, start + count)
-        out[:, columns] = gradient[:, position] @ sources.rows[columns].T
+        out[:, columns] = gradient[:, position] @ rows[columns].T
         start += count
     return out
