@@ -16,7 +16,7 @@ from gossamer.errors import GossamerError
 
 
 @click.group(context_settings={"max_content_width": 100})
-@click.version_option(package_name="gossamer")
+@click.version_option(package_name="gossamer", prog_name="gossamer")
 def cli() -> None:
     """Find, measure and verify sparse circuits in language models."""
 

@@ -300,3 +300,19 @@ def test_an_unknown_hold_and_an_sae_that_does_not_fit_are_refused() -> None:
         one(model, tiny_sae("topk", FIRST, 12), source=Tokens(), target=Logits())
     with pytest.raises(SiteError, match=f"Two SAEs write {FIRST}"):
         one(model, [*residual(FIRST).values()] * 2, source=Tokens(), target=Logits())
+
+
+def test_a_residual_sae_where_a_transcoder_reads_blocks_the_way_to_it() -> None:
+    model, coders = tiny_model("gpt2"), residual(FIRST, BETWEEN)
+    after = LAST.replace("hook_resid_pre", "hook_resid_post")
+    coders[after] = tiny_sae("topk", BETWEEN, 16, site_out=after)
+    ends: dict[str, Any] = {"source": Latents(FIRST), "target": Latents(after)}
+    assert (one(model, coders, **ends, direct=True).gradients == 0).all()
+    assert (one(model, coders, **ends).gradients != 0).any()
+
+
+def test_no_edges_can_be_asked_for_but_not_fewer() -> None:
+    edges = one(tiny_model("gpt2"), {}, source=Tokens(), target=Logits(top=2))
+    assert edges.top(0) == []
+    with pytest.raises(GossamerError, match="got -3; give 0 or more"):
+        edges.strongest(-3)

@@ -6,6 +6,7 @@ the tests add to Python, as a user has it.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,13 +40,14 @@ def mistake(
 ) -> str:
     """What `gossamer <arguments>` says on standard error, with exit status 2 and one line."""
     monkeypatch.setattr(sys, "argv", ["gossamer", *arguments])
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main()
     said = capsys.readouterr()
     assert caught.value.code == 2 and said.out == ""
-    lines = [line for line in said.err.splitlines() if "Loading weights" not in line]
+    # The progress bar is decided when transformers is imported; in a process of its own, as the
+    # last tests have it, there is none.
+    lines = [line for line in said.err.splitlines() if line and "Loading weights" not in line]
     assert len(lines) == 1, said.err
     return lines[0]
 
@@ -130,7 +132,7 @@ def test_help_has_an_example() -> None:
     assert "edges" in invoke("--help").stdout
     printed = invoke("edges", "--help").stdout
     assert "Example:" in printed and 'gossamer edges "def add' in printed
-    assert gossamer.__name__ in invoke("--version").stdout
+    assert invoke("--version").stdout.startswith("gossamer, version ")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,6 @@ def test_a_mistake_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import re
-
     said = mistake(capsys, monkeypatch, "edges", "a cat", *files, *arguments)
     assert said.startswith("Error: ") and re.search(message, said), said
 

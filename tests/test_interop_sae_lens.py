@@ -238,6 +238,21 @@ REFUSED = [
     ("standard", {"tensors": {"W_enc": torch.ones(1)}}, "weights that are no matrices"),
     ("topk", {"k": 999}, "got k=999 with d_sae=28"),
     ("transcoder", {"apply_b_dec_to_input": True}, "fold the bias into b_enc"),
+    (
+        "transcoder",
+        {"metadata": {"model_from_pretrained_kwargs": {"fold_ln": True}}},
+        r'with fold_ln, where .*mlp.hook_in comes before .* site="blocks.\d.ln2.hook_normalized"',
+    ),
+    (
+        "standard",
+        {
+            "metadata": {
+                "hook_name": "blocks.0.attn.hook_z",
+                "model_from_pretrained_kwargs": {"fold_value_biases": True},
+            }
+        },
+        "with fold_value_biases, where blocks.0.attn.hook_z lacks the value biases",
+    ),
 ]
 
 

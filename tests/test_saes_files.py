@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer.errors import FormatError
+from gossamer.errors import FormatError, GossamerError
 from gossamer.saes import (
     SAE,
     Gated,
@@ -285,3 +285,9 @@ def test_truncated_labels(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(FormatError, match="labels.json.gz is damaged"):
         load_native(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    make_sae().save(tmp_path)
+    with pytest.raises(GossamerError, match='cannot be put on device "xpu:7"'):
+        load_native(tmp_path, device="xpu:7")

@@ -100,6 +100,8 @@ class Edges:
 
     def strongest(self, n: int = 20) -> list[tuple[int, int]]:
         """(row, column) of the n entries of largest |attribution|, strongest first."""
+        if n < 0:
+            raise GossamerError(f"n is how many edges to give, got {n}; give 0 or more.")
         order = self.attributions.abs().flatten().argsort(descending=True, stable=True)[:n]
         return [divmod(int(i), len(self.sources)) for i in order]
 
@@ -152,7 +154,7 @@ def edges(  # noqa: PLR0913  the public face, fixed by the design
     check_saes(model, coders)
     Plan(error=error)  # refuses an unknown mode
     prompts = as_prompts(prompt)
-    bos = chosen_bos(None, coders.values())
+    bos = chosen_bos(None, coders.values(), prompts)
     job = _Job(model, coders, source, target, tuple(hold), direct, error)
     results = [_edges_of(job, model.batch([p], prepend_bos=bos)) for p in prompts]
     return results if _is_many(prompt) else results[0]
@@ -268,12 +270,15 @@ def _graph(
     leaf = value.detach().requires_grad_()
     taps: dict[str, Tap] = {site: Tensor.detach for site in job.model.held_sites(job.hold)}
     if job.direct:
+        own = job.target.site if isinstance(job.target, Latents) else None
         taps |= {
-            site: Tensor.detach for site in job.saes if site != source and is_before(source, site)
+            site: Tensor.detach
+            for site in job.saes
+            if site not in (source, own) and is_before(source, site)
         }
-        taps.pop(target, None)
     seen: dict[str, Tensor] = {}
-    taps[target] = _keeper(seen, target)
+    block = taps.get(target, lambda value: value)
+    taps[target] = lambda value: seen.setdefault(target, block(value))
     taps[source] = lambda _value: leaf
     if source == target:
         seen[target] = leaf

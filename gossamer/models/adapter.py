@@ -2,12 +2,14 @@
 
 All families share one order of computation, with the parts in brackets where a family has them:
 
-    resid_pre → ln1 → q, k, v [→ q_norm, k_norm] [→ rotary] → scores → pattern → z → output
-    projection
-              [→ ln1_post] → attn_out;  resid_mid = resid_pre + attn_out → ln2 → mlp.hook_in → pre
-              [, pre_linear] → post → down projection [→ ln2_post] → mlp_out
-    resid_post = resid_mid + mlp_out          (parallel blocks: resid_pre + attn_out + mlp_out, no
-    resid_mid)
+    resid_pre → ln1 → q, k, v [→ q_norm, k_norm] [→ rotary] → scores → pattern → z
+              → output projection [→ ln1_post] → attn_out
+    resid_mid = resid_pre + attn_out
+              → ln2 → mlp.hook_in → pre [, pre_linear] → post → down projection
+              [→ ln2_post] → mlp_out
+    resid_post = resid_mid + mlp_out
+
+Parallel blocks have no resid_mid: ln2 reads resid_pre, resid_post = resid_pre + attn_out + mlp_out.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gossamer.errors import FormatError
+from gossamer.errors import FormatError, GossamerError
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.labels import LABELS_FILE, load_labels, save_labels
@@ -150,14 +150,27 @@ def read_tensors(
     """The tensors of a safetensors file, and its own metadata. FormatError when damaged."""
     if not path.is_file():
         raise FormatError(f"There is no {path}; give a directory that holds {path.name}.")
-    where = "cpu" if device is None else str(device)
     try:
-        with safe_open(path, framework="pt", device=where) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             names, metadata = file.keys(), file.metadata() or {}
             tensors = {name: as_wanted(file.get_tensor(name), dtype) for name in names}
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is damaged ({error}); copy or download it again.") from error
-    return tensors, metadata
+    return on_device(tensors, device), metadata
+
+
+def on_device(tensors: dict[str, Tensor], device: str | torch.device | None) -> dict[str, Tensor]:
+    """The tensors on a device; GossamerError when torch here does not have it."""
+    if device is None:
+        return tensors
+    try:
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise GossamerError(
+            f'SAEs cannot be put on device "{device}" ({first}). Give a device that torch has '
+            "here, such as cpu."
+        ) from error
 
 
 def write_tensors(

@@ -77,3 +77,26 @@ def is_centred(config: dict[str, Any], site: str) -> bool:
         and site.rpartition(".")[2] in CENTRED_KINDS
         and not any(family in name for family in RMS_NORM_FAMILIES)
     )
+
+
+def unlike_ours(config: dict[str, Any], site: str) -> str | None:
+    """What an SAE saw at `site` if that is not what a plain model has there, and what to do."""
+    arguments = config.get("model_from_pretrained_kwargs") or {}
+    name = str(config.get("model_name")).lower()
+    if arguments.get("fold_ln") and site.endswith("mlp.hook_in"):
+        normalized = site.replace("mlp.hook_in", "ln2.hook_normalized")
+        return (
+            f"was trained with fold_ln, where {site} comes before the norm's gain and bias: "
+            f'name that place with site="{normalized}", or ("{normalized}", site_out)'
+        )
+    has_value_biases = "qwen2" in name or not any(family in name for family in RMS_NORM_FAMILIES)
+    if (
+        arguments.get("fold_value_biases")
+        and site.endswith(("attn.hook_z", "attn.hook_v"))
+        and has_value_biases
+    ):
+        return (
+            f"was trained with fold_value_biases, where {site} lacks the value biases: take "
+            "W_enc @ b_V off b_enc, add b_V to b_dec and set fold_value_biases to false"
+        )
+    return None

@@ -24,6 +24,7 @@ from gossamer.interop.sae_lens.layout import (
     WEIGHTS_FILE,
     Architecture,
     is_centred,
+    unlike_ours,
 )
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
@@ -65,6 +66,9 @@ def read_sae_lens(
     wanted = tensors["W_enc"].dtype if dtype is None and "W_enc" in tensors else dtype
     tensors = _folded(_checked(tensors, architecture, directory), config, directory)
     site_in, site_out = _sites(config, architecture, site, directory)
+    for place in (site_in, site_out):
+        if unlike := unlike_ours(config, place):
+            raise FormatError(f"The SAE in {directory} {unlike}.")
     normalization = NORMALIZATIONS.get(str(config["normalize_activations"]), "none")
     if is_centred(config, site_in) if center is None else center:
         tensors, normalization = _centred(tensors, architecture, normalization, directory)
