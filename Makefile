@@ -44,7 +44,7 @@ test-floor: $(FLOOR_VENV)/.installed ## run the tests marked `floor` with the ol
 # The stamps are newer than what they were installed from; a change there installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	@touch $@
 
 $(FLOOR_VENV)/.installed: pyproject.toml constraints.txt

@@ -6,6 +6,7 @@ import { short, showToken } from "./tokens.js";
 
 const LINE = 13; // pixels that a line of text needs
 const NARROW = 640;
+const CROWDED = 6; // pixels between lines below which they hide more than they show
 
 export class Heatmap {
   /**
@@ -36,10 +37,11 @@ export class Heatmap {
     const inner = roomWidth - gutter.left - gutter.right;
     if (inner < 40) return false;
     // Few cells are not blown up into tiles.
-    const width = Math.max(160, Math.min(inner, columns.length * 72));
-    const height = Math.max(40, Math.min(roomHeight - gutter.top, rows.length * 30));
+    const width = Math.floor(Math.max(160, Math.min(inner, columns.length * 72)));
+    const height = Math.floor(Math.max(40, Math.min(roomHeight - gutter.top, rows.length * 30)));
     this.box = { x: gutter.left, y: gutter.top, width, height };
     const size = [gutter.left + width + gutter.right, gutter.top + height + gutter.bottom];
+    this.plot.dataset.cells = Object.values(this.box).join(" "); // where they are, for scripts
     this.ratio = Math.min(window.devicePixelRatio || 1, 3);
     this.plot.style.height = `${size[1]}px`;
     for (const canvas of [this.picture, this.marks]) {
@@ -79,8 +81,9 @@ export class Heatmap {
   draw(theme, colours) {
     const context = this.begin(this.picture);
     const window = this.viewport.window();
+    // No more bins than pixels, or drawing them would drop some.
     const [across, down] = ["width", "height"].map((side) =>
-      Math.ceil(this.box[side] * this.ratio),
+      Math.floor(this.box[side] * this.ratio),
     );
     const pooled = this.matrix.pool(window, down, across);
     this.largest = pooled.largest;
@@ -130,19 +133,23 @@ export class Heatmap {
     context.drawImage(sheet, first.x, first.y, last.x - first.x, last.y - first.y);
   }
 
-  /** Lines between the tokens' blocks. */
+  /** Lines between the tokens' blocks, unless they would cover the cells. */
   drawLines(context, colours) {
-    const { box } = this;
+    const { box, matrix, viewport } = this;
+    const room = (side, seen, length) => {
+      const blocks = side.blocks();
+      return (length * side.length) / seen / blocks.length < CROWDED ? [] : blocks;
+    };
     context.strokeStyle = colours.line;
     context.beginPath();
-    for (const [first] of this.matrix.rows.blocks()) {
+    for (const [first] of room(matrix.rows, viewport.height, box.height)) {
       const y = Math.round(this.cell(first, 0).y) + 0.5;
       if (y > box.y + 1 && y < box.y + box.height) {
         context.moveTo(box.x, y);
         context.lineTo(box.x + box.width, y);
       }
     }
-    for (const [first] of this.matrix.columns.blocks()) {
+    for (const [first] of room(matrix.columns, viewport.width, box.width)) {
       const x = Math.round(this.cell(0, first).x) + 0.5;
       if (x > box.x + 1 && x < box.x + box.width) {
         context.moveTo(x, box.y);
@@ -170,9 +177,9 @@ export class Heatmap {
     const { box } = this;
     const place = (i) => this.cell(i, 0).y;
     context.textAlign = "right";
-    for (const { at, text, faint } of this.names(this.matrix.rows, place, box.y, box.height)) {
+    for (const { at, parts, faint } of this.names(this.matrix.rows, place, box.y, box.height)) {
       context.fillStyle = faint ? colours.faintText : colours.text;
-      context.fillText(fit(context, text, box.x - 14), box.x - 7, at);
+      context.fillText(fit(context, parts, box.x - 14), box.x - 7, at);
     }
   }
 
@@ -180,12 +187,12 @@ export class Heatmap {
     const { box } = this;
     const place = (j) => this.cell(0, j).x;
     context.textAlign = "left";
-    for (const { at, text, faint } of this.names(this.matrix.columns, place, box.x, box.width)) {
+    for (const { at, parts, faint } of this.names(this.matrix.columns, place, box.x, box.width)) {
       context.save();
       context.translate(at, box.y - 6);
       context.rotate(-Math.PI / 2);
       context.fillStyle = faint ? colours.faintText : colours.text;
-      context.fillText(fit(context, text, box.y - 12), 0, 0);
+      context.fillText(fit(context, parts, box.y - 12), 0, 0);
       context.restore();
     }
   }
@@ -202,7 +209,7 @@ export class Heatmap {
         const at = place(i) + step / 2;
         if (at < start || at > end || at - last < LINE) continue;
         last = at;
-        yield { at, text: nodeName(side, side.order[i], alone), faint: false };
+        yield { at, parts: nodeName(side, side.order[i], alone), faint: false };
       }
       return;
     }
@@ -212,8 +219,8 @@ export class Heatmap {
       const at = (low + high) / 2;
       if (high <= low || at - last < LINE) continue;
       last = at;
-      const text = `${showToken(side.tokens[node])}  ${side.positions[node]}`;
-      yield { at, text, faint: high - low < LINE };
+      const parts = ["", showToken(side.tokens[node]), `  ${side.positions[node]}`];
+      yield { at, parts, faint: high - low < LINE };
     }
   }
 
@@ -253,17 +260,20 @@ export class Heatmap {
   }
 }
 
-/** A node in few letters: its number, its token and position. */
+/** A node in few letters: its number, its token and position, of which the token may be cut. */
 function nodeName(side, node, alone) {
   // Where all stand at one position, as logits do, the position says nothing.
-  if (alone && side.labels[node]) return `${side.indices[node]}  ${showToken(side.labels[node])}`;
-  return `${side.indices[node]}  ${showToken(side.tokens[node])}  ${side.positions[node]}`;
+  if (alone && side.labels[node]) return [`${side.indices[node]}  `, showToken(side.labels[node]), ""];
+  return [`${side.indices[node]}  `, showToken(side.tokens[node]), `  ${side.positions[node]}`];
 }
 
-/** The text, cut where it would not fit. */
-function fit(context, text, width) {
-  if (context.measureText(text).width <= width) return text;
-  const letters = Array.from(text);
-  while (letters.length && context.measureText(letters.join("") + "…").width > width) letters.pop();
-  return letters.join("") + "…";
+/** Three parts as one text, the middle one cut where they would not fit. It stands in an isolate,
+ * so that its letters' direction does not reorder the parts. */
+function fit(context, [before, token, after], width) {
+  const whole = (middle) => `${before}\u2068${middle}\u2069${after}`;
+  if (context.measureText(whole(token)).width <= width) return whole(token);
+  const letters = Array.from(token).slice(0, 60);
+  do letters.pop();
+  while (letters.length && context.measureText(whole(letters.join("") + "…")).width > width);
+  return whole(letters.join("") + "…");
 }
