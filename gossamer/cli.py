@@ -63,7 +63,7 @@ def cli() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def edges_command(prompt: str, model_name: str, saes_name: str | None, **options: Any) -> None:
-    """Effects between two places on one prompt.
+    """Effects between two places on one prompt. A backslash and n in PROMPT are a line break.
 
     \b
     Example:
@@ -90,10 +90,14 @@ def edges_command(prompt: str, model_name: str, saes_name: str | None, **options
     effects = measure(model, saes, found, pairs) if options["measured"] else None
     rows = _rows(found, pairs, effects)
     if options["as_json"]:
-        click.echo(json.dumps({"tokens": found.tokens, "edges": rows}, indent=1))
+        click.echo(
+            json.dumps({"tokens": found.tokens, "blocked": found.blocked, "edges": rows}, indent=1)
+        )
         return
     n_targets, n_sources = found.gradients.shape
     places = f"{options['source']} → {options['target']}"
+    if found.blocked:
+        places += " (every path is blocked by another SAE)"
     _print_table(f"{len(rows)} strongest of {n_targets} × {n_sources} edges, {places}", rows)
 
 

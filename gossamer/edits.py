@@ -172,10 +172,10 @@ def apply_edits(
             else where.reshape(*where.shape, *[1] * (value.ndim - 2))
         )
         if edit.latents is not None:
-            chosen = torch.zeros(value.shape[-1], dtype=torch.bool, device=value.device)
-            chosen[_indices(edit.latents, value.shape[-1], f"latent of the SAE at {edit.at}")] = (
-                True
-            )
+            d_sae = value.shape[-1]
+            chosen = torch.zeros(d_sae, dtype=torch.bool, device=value.device)
+            what = f"latent of the SAE at {edit.at}"
+            chosen[chosen_indices(edit.latents, d_sae, what)] = True
             where = where & chosen
         value = torch.where(where, edit.change(value), value)
     return value
@@ -189,7 +189,7 @@ def _tokens(
     rows = torch.ones(n_prompts, dtype=torch.bool, device=mask.device)
     if edit.prompts is not None:
         rows = torch.zeros_like(rows)
-        rows[_indices(edit.prompts, n_prompts, "prompt of this batch")] = True
+        rows[chosen_indices(edit.prompts, n_prompts, "prompt of this batch")] = True
     if edit.positions is None:
         return mask & rows[:, None]
     lengths = mask.sum(-1)
@@ -207,7 +207,8 @@ def _tokens(
     return where & mask & rows[:, None]
 
 
-def _indices(chosen: int | Sequence[int], size: int, what: str) -> list[int]:
+def chosen_indices(chosen: int | Sequence[int], size: int, what: str) -> list[int]:
+    """One index or several as a list; SiteError for one that is not below `size`."""
     indices = [chosen] if isinstance(chosen, int) else [int(i) for i in chosen]
     outside = [i for i in indices if not 0 <= i < size]
     if outside:

@@ -98,25 +98,23 @@ def _check_is_model(source: Any) -> None:
         )
 
 
-def _moved(
-    language_model: Any, device: torch.device | str | None, dtype: torch.dtype | None = None
-) -> Any:
-    """The model on a device and of a type; None leaves each as it is."""
+def _moved(module: Any, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Any:
+    """A model or SAE on a device and of a type; None leaves each as it is."""
     if device is None and dtype is None:
-        return language_model
+        return module
     try:
-        return language_model.to(device=device, dtype=dtype)
+        return module.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError) as problem:
         first = str(problem).strip().splitlines()[0]
         raise GossamerError(
-            f'The model cannot be put on device "{device}" ({first}). Give a device that this '
+            f'It cannot be put on device "{device}" ({first}). Give a device that this '
             "build of torch has, such as cpu, cuda or mps."
         ) from problem
 
 
 def load_sae(
     path: str | Path,
-    site: str | None = None,
+    site: str | tuple[str, str] | None = None,
     *,
     center: bool | None = None,
     device: torch.device | str | None = None,
@@ -126,22 +124,22 @@ def load_sae(
 
     Args:
         path: the directory; "pico-python/resid/blocks.2.hook_resid_pre" and the like are bundled.
-        site: where it reads and writes, overriding the file; not for a transcoder.
+        site: where it reads and writes, overriding the file; a pair (read, written) for a
+            transcoder.
         center: whether the model it was trained on had its writing weights centred, overriding the
             file.
         dtype: None keeps float32 and float64 and loads half precision as float32.
     """
-    if site is not None:
-        parse_site(site)
+    for name in () if site is None else (site,) if isinstance(site, str) else site:
+        parse_site(name)
     directory = Path(path)
     if not directory.exists() and str(path).split("/")[0] in BUNDLED_MODELS:
         directory = assets() / str(path)
     if not directory.is_dir():
         raise FormatError(f"No directory {path}. Give one that holds an SAE, or a bundled name.")
     if is_sae_lens(directory):
-        return read_sae_lens(
-            directory, site=site, center=center, dtype=_dtype(dtype), device=device
-        )
+        sae = read_sae_lens(directory, site=site, center=center, dtype=_dtype(dtype))
+        return _moved(sae, device)
     if not is_native(directory):
         found = ", ".join(sorted(f.name for f in directory.iterdir())[:6]) or "nothing"
         raise FormatError(
@@ -152,15 +150,16 @@ def load_sae(
         raise GossamerError(
             "center= is for files of other libraries; a Gossamer file says it itself."
         )
-    sae = load_native(directory, dtype=_dtype(dtype), device=device)
-    if site is None:
-        return sae
-    if sae.is_transcoder:
-        raise SiteError(
-            f"{path} is a transcoder from {sae.site_in} to {sae.site_out}, so one site cannot "
-            "stand for both. Leave site= out."
-        )
-    return SAE(**{**sae.arguments(), "site_in": site, "site_out": site})
+    sae = load_native(directory, dtype=_dtype(dtype))
+    if site is not None:
+        if isinstance(site, str) and sae.is_transcoder:
+            raise SiteError(
+                f"{path} is a transcoder from {sae.site_in} to {sae.site_out}, so one site cannot "
+                "stand for both. Give a pair (site_in, site_out), or leave site= out."
+            )
+        site_in, site_out = (site, site) if isinstance(site, str) else site
+        sae = SAE(**{**sae.arguments(), "site_in": site_in, "site_out": site_out})
+    return _moved(sae, device)
 
 
 def load_saes(

@@ -22,7 +22,7 @@ from gossamer.edits import AbstractEdit, apply_edits
 from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.models.prompts import Prompt, TokenBatch, as_prompts
-from gossamer.models.taps import Tap
+from gossamer.models.taps import Tap, remember
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import is_before, parse_site
 
@@ -239,13 +239,9 @@ def _clean_errors(
 ) -> dict[str, Tensor]:
     """Each SAE's error in the run without SAEs and edits."""
     seen: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Tap:
-        return lambda value: seen.setdefault(site, value)
-
     sites = {site for sae in saes.values() for site in (sae.site_in, sae.site_out)}
     with torch.no_grad():
-        model.forward(batch, {site: keep(site) for site in sites}, to_the_end=not sites)
+        model.forward(batch, {site: remember(seen, site) for site in sites}, to_the_end=not sites)
         return {
             site: flat(seen[site]) - sae.decode(sae.encode(x := flat(seen[sae.site_in])), x)
             for site, sae in saes.items()
@@ -324,25 +320,23 @@ class _Splicer:
         read = self.reads.pop(site)
         reconstruction = sae.decode(read.latents, read.x)
         self.keep(self.trace.reconstructions, site, reconstruction)
-        unedited = sae.decode(read.unedited, read.x)
-        error = self.error_of(site, y, unedited)
+        unedited = None
+        if self.plan.error == "dropped":
+            error = torch.zeros_like(y)
+        elif self.plan.error == "frozen":
+            error = self.clean_errors[site]
+        else:
+            unedited = sae.decode(read.unedited, read.x)
+            error = y - unedited
+        if self.plan.error != "attached":
+            error = error.detach().requires_grad_(torch.is_grad_enabled())
         self.keep(self.trace.errors, site, error)
         value = reconstruction + error
-        if self.plan.error in ("attached", "detached"):
+        if unedited is not None:
             # The same sum without its rounding: exactly y where no latent was edited.
             exact = (y + (reconstruction - unedited)).detach()
             value = exact + (value - value.detach())
         return value.to(y.dtype)  # an SAE may be of a wider type than its model
-
-    def error_of(self, site: str, y: Tensor, unedited: Tensor) -> Tensor:
-        """The error term at a site where y stands and the latents decode to `unedited`."""
-        if self.plan.error == "attached":
-            return y - unedited
-        if self.plan.error == "detached":
-            error = y - unedited
-        else:
-            error = torch.zeros_like(y) if self.plan.error == "dropped" else self.clean_errors[site]
-        return error.detach().requires_grad_(torch.is_grad_enabled())
 
     def keep(self, where: dict[str, Tensor], site: str, value: Tensor) -> None:
         """Record a tensor, on the device that was asked for."""

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -31,16 +32,22 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"{what} is missing.")
 
 
+def needs(*packages: str) -> None:
+    """The test cannot go on without these packages."""
+    for package in packages:
+        if find_spec(package) is None:
+            missing(package)
+
+
 @contextmanager
 def launched() -> Iterator["Browser"]:
     """A browser for one module's tests."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
         missing("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        missing("playwright")
+    needs("playwright")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser

@@ -70,8 +70,9 @@ def test_direct_edges_go_past_no_other_sae(family: str, hold: tuple[str, ...]) -
 def test_nothing_passes_a_residual_sae_in_between() -> None:
     model, coders = tiny_model("llama"), residual(FIRST, BETWEEN, LAST)
     ends: dict[str, Any] = {"source": Latents(FIRST), "target": Latents(LAST)}
-    assert (one(model, coders, **ends, direct=True).gradients == 0).all()
-    assert (one(model, coders, **ends).gradients != 0).any()
+    blocked, free = one(model, coders, **ends, direct=True), one(model, coders, **ends)
+    assert blocked.blocked and (blocked.gradients == 0).all()
+    assert not free.blocked and (free.gradients != 0).any()
     ends = {"source": Latents(FIRST), "target": Latents(BETWEEN)}  # neighbours: direct is total
     direct = one(model, coders, **ends, direct=True)
     torch.testing.assert_close(direct.gradients, one(model, coders, **ends).gradients, **CLOSE)
@@ -307,8 +308,9 @@ def test_a_residual_sae_where_a_transcoder_reads_blocks_the_way_to_it() -> None:
     after = LAST.replace("hook_resid_pre", "hook_resid_post")
     coders[after] = tiny_sae("topk", BETWEEN, 16, site_out=after)
     ends: dict[str, Any] = {"source": Latents(FIRST), "target": Latents(after)}
-    assert (one(model, coders, **ends, direct=True).gradients == 0).all()
-    assert (one(model, coders, **ends).gradients != 0).any()
+    blocked, free = one(model, coders, **ends, direct=True), one(model, coders, **ends)
+    assert blocked.blocked and (blocked.gradients == 0).all()
+    assert not free.blocked and (free.gradients != 0).any()
 
 
 def test_no_edges_can_be_asked_for_but_not_fewer() -> None:

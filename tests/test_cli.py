@@ -256,3 +256,11 @@ def test_mistakes_that_the_tests_shape_checker_would_catch_first_are_told_in_wor
     assert all(
         line.startswith("A prompt is a text, a list or tensor of token ids") for line in said[2:]
     )
+
+
+def test_a_blocked_way_is_said_in_the_table_and_in_json() -> None:
+    ends = ["def f(a):", "--from", "blocks.0.hook_resid_pre", "--to", "blocks.2.hook_resid_pre"]
+    direct = [*ends, "--direct", "--top", "1"]
+    assert "(every path is blocked by another SAE)" in invoke("edges", *direct).stdout
+    assert json.loads(invoke("edges", *direct, "--json").stdout)["blocked"] is True
+    assert json.loads(invoke("edges", *ends, "--top", "1", "--json").stdout)["blocked"] is False

@@ -269,5 +269,5 @@ def test_edits_are_values() -> None:
     edit = Scale(MIDDLE, 2.0, latents=3, positions=[1])
     assert edit == Scale(MIDDLE, 2.0, latents=3, positions=[1]) != Scale(MIDDLE, 2.0)
     with pytest.raises(AttributeError):
-        edit.factor = 3.0  # type: ignore[misc]
+        edit.factor = 3.0
     assert issubclass(SiteError, GossamerError)

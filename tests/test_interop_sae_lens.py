@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gossamer.errors import FormatError
 from gossamer.interop.sae_lens import is_sae_lens, read_sae_lens, write_sae_lens
+from gossamer.library import load_sae
 from gossamer.saes import SAE, Gated, JumpReLU, Labels, ReLU, TopK
 
 FIXTURES = Path(__file__).parent / "fixtures" / "sae_lens"
@@ -73,7 +74,7 @@ def test_latents_and_outputs_are_those_of_sae_lens(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_facts_are_read(name: str) -> None:
-    sae = read_sae_lens(FIXTURES / name, dtype=torch.float64, device="cpu")
+    sae = read_sae_lens(FIXTURES / name, dtype=torch.float64)
     assert sae.dtype == torch.float64
     sites = (MLP_IN, MLP_OUT) if sae.is_transcoder else (RESID, RESID)
     sites = ("blocks.1.attn.hook_z",) * 2 if name == "standard_hook_z" else sites
@@ -323,3 +324,34 @@ def test_an_autoencoder_with_a_skip_connection_is_written_as_a_transcoder(tmp_pa
     again = read_sae_lens(tmp_path)
     x = torch.randn(3, 4)
     assert again.site_in == again.site_out == RESID and torch.equal(again(x), sae(x))
+
+
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_the_advice_about_folded_value_biases_gives_the_folded_latents(
+    subtracts: bool, copy
+) -> None:
+    folded = {"model_from_pretrained_kwargs": {"fold_value_biases": True}}
+    heads = "blocks.0.attn.hook_z"
+    directory = copy(
+        "standard", metadata={"hook_name": RESID, **folded}, apply_b_dec_to_input=subtracts
+    )
+    old = read_sae_lens(directory)
+    tensors = load_file(directory / "sae_weights.safetensors")
+    b_V = torch.linspace(-1, 1, D_IN)
+    changed = {"b_dec": tensors["b_dec"] + b_V}
+    if not subtracts:
+        changed["b_enc"] = tensors["b_enc"] - b_V @ tensors["W_enc"]
+    shutil.rmtree(directory)
+    plain = {"hook_name": heads, "model_from_pretrained_kwargs": {"fold_value_biases": False}}
+    new = read_sae_lens(copy("standard", changed, plain, apply_b_dec_to_input=subtracts))
+    z = torch.randn(9, D_IN)
+    assert old.encode(z - b_V).count_nonzero() > 9
+    assert_near(new.encode(z), old.encode(z - b_V))
+    assert_near(new(z), old(z - b_V) + b_V)
+
+
+def test_the_place_before_gain_and_bias_can_be_named_as_the_refusal_says(copy) -> None:
+    directory = copy("transcoder", metadata={"model_from_pretrained_kwargs": {"fold_ln": True}})
+    pair = ("blocks.1.ln2.hook_normalized", MLP_OUT)
+    sae = load_sae(directory, site=pair)
+    assert (sae.site_in, sae.site_out) == pair

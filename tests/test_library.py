@@ -198,6 +198,10 @@ def test_a_model_without_a_tokenizer_takes_ids_alone(model_files: Path) -> None:
             "center= is for files of other",
         ),
         (lambda d: gossamer.load_sae(d / "saes" / FIRST, site="hook_embd"), "hook_embed"),
+        (
+            lambda d: gossamer.load_sae(d / "saes" / FIRST, device="xpu:7"),
+            'cannot be put on device "xpu:7".*such as cpu',
+        ),
         (lambda d: gossamer.load_saes("gpt9-tiny"), "No SAEs called gpt9-tiny.*pico-python/resid"),
         (lambda d: gossamer.load_saes(d / "model"), "holds no SAE directories"),
     ],
@@ -225,5 +229,10 @@ def test_one_site_does_not_stand_for_both_of_a_transcoder(tmp_path: Path) -> Non
     site_out = "blocks.0.hook_mlp_out"
     tiny_sae("topk", "blocks.0.mlp.hook_in", 16, site_out=site_out).save(tmp_path)
     assert gossamer.load_sae(tmp_path).site_out == site_out
-    with pytest.raises(SiteError, match="is a transcoder .*Leave site= out"):
+    with pytest.raises(SiteError, match="is a transcoder .*leave site= out"):
         gossamer.load_sae(tmp_path, site=site_out)
+    pair = ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    moved = gossamer.load_sae(tmp_path, site=pair)
+    assert (moved.site_in, moved.site_out) == pair
+    with pytest.raises(SiteError, match='No site "blocks.1.mlp.hook_inn"'):
+        gossamer.load_sae(tmp_path, site=("blocks.1.mlp.hook_inn", site_out))

@@ -22,7 +22,7 @@ from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
 from gossamer.views import MatrixView, NodeColumn
 from gossamer.views.joiner import WEB, JoinError, join
 from gossamer.views.text import show_token
-from tests.browser import missing
+from tests.browser import needs
 from tests.hostile import HOSTILE, SITES, hostile_view, nodes
 
 # The joiner
@@ -326,10 +326,7 @@ def test_a_missing_extra_is_named(monkeypatch) -> None:
 
 
 def test_the_widget_has_the_state_and_the_data() -> None:
-    try:
-        import anywidget  # noqa: F401
-    except ModuleNotFoundError:
-        missing("anywidget")
+    needs("anywidget")
     view = hostile_view(threshold=0.5)
     widget = view.widget()
     assert widget.threshold == 0.5

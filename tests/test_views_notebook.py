@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.browser import launched, missing, watched
+from tests.browser import launched, needs, watched
 from tests.hostile import hostile_view
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -35,11 +35,7 @@ CELLS = (
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[str]:
     """The address of a notebook in a running JupyterLab."""
-    try:
-        import anywidget  # noqa: F401
-        import jupyterlab  # noqa: F401
-    except ModuleNotFoundError as error:
-        missing(str(error.name))
+    needs("anywidget", "jupyterlab")
     home = tmp_path_factory.mktemp("jupyter")
     work = home / "work"
     work.mkdir()

@@ -43,5 +43,5 @@ def _derivative(
     latents = sae.encode(x[None])
     direction = torch.zeros_like(latents)
     direction[0, latent] = 1
-    # By reverse mode twice: forward mode has no formula for some operations a decoder may use.
+    # Not torch.func.jvp: it warns of the deprecated torch.jit.script, which torch still calls.
     return torch.autograd.functional.jvp(lambda f: sae.decode(f, x[None]), latents, direction)[1][0]

@@ -34,8 +34,8 @@ from gossamer.attribution.nodes import (
 from gossamer.attribution.targets import Latents, Source, Target, Tokens
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.model import Model
-from gossamer.models.prompts import TokenBatch, as_prompts
-from gossamer.models.taps import Tap
+from gossamer.models.prompts import TokenBatch, are_many, as_prompts
+from gossamer.models.taps import Tap, remember
 from gossamer.saes.sae import SparseCoder
 from gossamer.sites import is_before
 from gossamer.splice import ErrorMode, Plan, as_saes, check_saes, chosen_bos
@@ -98,6 +98,9 @@ class Edges:
     error: ErrorMode
     """The source's error term."""
 
+    blocked: bool
+    """Whether every path was blocked: no entry can be anything but 0."""
+
     def strongest(self, n: int = 20) -> list[tuple[int, int]]:
         """(row, column) of the n entries of largest |attribution|, strongest first."""
         if n < 0:
@@ -157,16 +160,7 @@ def edges(  # noqa: PLR0913  the public face, fixed by the design
     bos = chosen_bos(None, coders.values(), prompts)
     job = _Job(model, coders, source, target, tuple(hold), direct, error)
     results = [_edges_of(job, model.batch([p], prepend_bos=bos)) for p in prompts]
-    return results if _is_many(prompt) else results[0]
-
-
-def _is_many(prompt: Any) -> bool:
-    """Whether a list of prompts was given rather than one."""
-    if isinstance(prompt, str):
-        return False
-    if isinstance(prompt, Tensor):
-        return prompt.ndim > 1
-    return not isinstance(prompt[0], int | Mapping)
+    return results if are_many(prompt) else results[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +196,7 @@ def _edges_of(job: _Job, batch: TokenBatch) -> Edges:
         hold=job.hold,
         direct=job.direct,
         error=job.error,
+        blocked=not read.requires_grad,
     )
 
 
@@ -211,17 +206,9 @@ def _clean_run(job: _Job, batch: TokenBatch) -> Clean:
     if isinstance(job.source, Tokens) and job.model.layout.adapter.position_embedding is not None:
         sites |= {"blocks.0.hook_resid_pre"}
     seen: dict[str, Tensor] = {}
-    job.model.forward(batch, {s: _keeper(seen, s) for s in sites}, to_the_end=False)
+    job.model.forward(batch, {s: remember(seen, s) for s in sites}, to_the_end=False)
     ids = batch.tokens[0].tolist()
     return Clean(job.model, ids, job.model.token_strings(ids), seen)
-
-
-def _keeper(seen: dict[str, Tensor], site: str) -> Tap:
-    def keep(value: Tensor) -> Tensor:
-        seen[site] = value
-        return value
-
-    return keep
 
 
 def _source(job: _Job, clean: Clean) -> Directions:
@@ -277,8 +264,8 @@ def _graph(
             if site not in (source, own) and is_before(source, site)
         }
     seen: dict[str, Tensor] = {}
-    block = taps.get(target, lambda value: value)
-    taps[target] = lambda value: seen.setdefault(target, block(value))
+    block, keep = taps.get(target), remember(seen, target)
+    taps[target] = keep if block is None else lambda value: keep(block(value))
     taps[source] = lambda _value: leaf
     if source == target:
         seen[target] = leaf

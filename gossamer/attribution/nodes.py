@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
+from gossamer.edits import chosen_indices
 from gossamer.errors import GossamerError, PromptError, SiteError
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
@@ -143,13 +144,7 @@ def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
             positions, torch.tensor([clean.position(p) for p in wanted], device=x.device)
         )
     if what.indices is not None:
-        wanted = [what.indices] if isinstance(what.indices, int) else list(what.indices)
-        outside = [i for i in wanted if not 0 <= i < d_sae]
-        if outside:
-            raise SiteError(
-                f"{outside[0]} is not a latent of the SAE at {what.site}; choose from "
-                f"0..{d_sae - 1}."
-            )
+        wanted = chosen_indices(what.indices, d_sae, f"latent of the SAE at {what.site}")
         keep &= torch.isin(indices, torch.tensor(wanted, device=x.device))
     if what.top is not None:
         strength = values.abs().masked_fill(~keep, -1)

@@ -118,7 +118,8 @@ def _block(
     def norm(name: str, path: str | None, value: Tensor) -> Tensor:
         if path is None:
             return value
-        return apply_norm(layout, layout.part(layer, path), value, _named(visit, name))
+        module = layout.part(layer, path)
+        return visited_norm(module, value, adapter.gain_offset, _named(visit, name))
 
     x = visit("hook_resid_pre", x)
     z = _heads(span, layer, norm("ln1", adapter.ln1, x), visit, start=start)
@@ -130,15 +131,6 @@ def _block(
     out = norm("ln2_post", adapter.ln2_post, _mlp(layout, layer, hidden, visit))
     out = visit("hook_mlp_out", out)
     return visit("hook_resid_post", mid + out + written if layout.parallel else mid + out)
-
-
-def apply_norm(
-    layout: Layout, module: nn.Module, x: Float[Tensor, "*lead width"], visit: Visit | None
-) -> Float[Tensor, "*lead width"]:
-    """A norm; step by step where something stands in it, or where its own forward rounds."""
-    if visit is None and (isinstance(module, nn.LayerNorm) or x.dtype != torch.float64):
-        return module(x)
-    return visited_norm(module, x, layout.adapter.gain_offset, visit or (lambda _kind, v: v))
 
 
 def _named(visit: Visit, name: str) -> Visit:
@@ -167,7 +159,8 @@ def _heads(
         (key, "attn.k_norm", paths.k_norm, 0),
     ):
         if path is not None:
-            x = apply_norm(layout, layout.part(layer, path), x, _named(visit, name))
+            module, offset = layout.part(layer, path), layout.adapter.gain_offset
+            x = visited_norm(module, x, offset, _named(visit, name))
         if setting.rotation is not None:
             x = _rotate(x, *(angle[:, begin:n, None] for angle in setting.rotation))
         parts.append(x.transpose(1, 2))

@@ -84,16 +84,7 @@ QWEN2 = Adapter(
     bos="none",
 )
 
-_NORMED_ATTENTION = AttentionPaths(
-    module="self_attn",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.o_proj",
-    rotary=True,
-    q_norm="self_attn.q_norm",
-    k_norm="self_attn.k_norm",
-)
+_NORMED_ATTENTION = replace(LLAMA.attention, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
 
 QWEN3 = Adapter(
     model_types=("qwen3",),

@@ -40,19 +40,21 @@ class TokenBatch(NamedTuple):
 
 def as_prompts(prompts: Any) -> list[Prompt]:
     """One or many prompts as a list. A list of integers, and a list of messages, is one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    members: list[Any] = [prompts]
-    if isinstance(prompts, Tensor):
-        members = [prompts] if prompts.ndim == 1 else list(prompts)
-    elif isinstance(prompts, Sequence) and not isinstance(prompts, bytes):
-        one = len(prompts) > 0 and isinstance(prompts[0], int | Mapping)
-        members = [list(prompts)] if one else list(prompts)
+    members = list(prompts) if are_many(prompts) else [prompts]
     if not members:
         raise PromptError("No prompt was given. Give a text, token ids, or a list of them.")
     for member in members:
         _check_kind(member)
     return members
+
+
+def are_many(prompts: Any) -> bool:
+    """Whether `prompts` is a list of prompts rather than one."""
+    if isinstance(prompts, Tensor):
+        return prompts.ndim > 1
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+        return False
+    return len(prompts) == 0 or not isinstance(prompts[0], int | Mapping)
 
 
 def _check_kind(prompt: Any) -> None:

@@ -21,6 +21,16 @@ Tap = Callable[[Tensor], Tensor]
 """Called with the value at a site; returns the value to go on with."""
 
 
+def remember(seen: dict[str, Tensor], site: str) -> Tap:
+    """A tap that leaves the value at `site` in `seen` and changes nothing."""
+
+    def keep(value: Tensor) -> Tensor:
+        seen[site] = value
+        return value
+
+    return keep
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A model and the table of its family."""

@@ -1,6 +1,6 @@
 """Sparse autoencoders and transcoders: one architecture per file, native save and load."""
 
-from gossamer.saes.files import is_native, load_native, save_sae
+from gossamer.saes.files import is_native, load_native
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.labels import Labels
@@ -20,5 +20,4 @@ __all__ = [
     "TopK",
     "is_native",
     "load_native",
-    "save_sae",
 ]

@@ -1,4 +1,4 @@
-"""Save an SAE in the native format, and load it again as the same SAE."""
+"""Load an SAE in the native format as the one that `sae.save(directory)` wrote."""
 
 from pathlib import Path
 
@@ -9,22 +9,13 @@ from gossamer.saes.native import HEADER_FILE, TENSORS_FILE, read_native
 from gossamer.saes.sae import SAE
 
 
-def save_sae(sae: SAE, directory: str | Path) -> None:
-    """Write `sae` into a directory, which is made if need be; the same as `sae.save(directory)`."""
-    sae.save(directory)
-
-
-def load_native(
-    directory: str | Path,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> SAE:
+def load_native(directory: str | Path, dtype: torch.dtype | None = None) -> SAE:
     """The SAE that was saved in a directory.
 
     With `dtype=None` weights stored as float16 or bfloat16 load as float32, others as stored.
     FormatError when a file is missing, damaged, of another version, or its tensors do not fit.
     """
-    arguments = read_native(directory, dtype, device)
+    arguments = read_native(directory, dtype)
     try:
         return SAE(**arguments)
     except ShapeError as error:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gossamer.errors import FormatError, GossamerError
+from gossamer.errors import FormatError
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.labels import LABELS_FILE, load_labels, save_labels
@@ -77,11 +77,7 @@ def write_native(arguments: Mapping[str, Any], directory: str | Path) -> None:
     write_text(text, directory / HEADER_FILE)
 
 
-def read_native(
-    directory: str | Path,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, Any]:
+def read_native(directory: str | Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """The constructor arguments of the SAE in a directory, the inverse of `write_native`.
 
     With `dtype=None` float16 and bfloat16 tensors become float32 and others stay as they are.
@@ -90,7 +86,7 @@ def read_native(
     directory = Path(directory)
     header = read_header(directory)
     path = directory / TENSORS_FILE
-    tensors, found = read_tensors(path, dtype, device)
+    tensors, found = read_tensors(path, dtype)
     if found.get("fingerprint") != header["fingerprint"]:
         raise FormatError(
             f"{path} and {HEADER_FILE} beside it come from different saves; save the SAE again."
@@ -145,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(
-    path: Path, dtype: torch.dtype | None, device: str | torch.device | None
+    path: Path, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its own metadata. FormatError when damaged."""
     if not path.is_file():
@@ -156,21 +152,7 @@ def read_tensors(
             tensors = {name: as_wanted(file.get_tensor(name), dtype) for name in names}
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is damaged ({error}); copy or download it again.") from error
-    return on_device(tensors, device), metadata
-
-
-def on_device(tensors: dict[str, Tensor], device: str | torch.device | None) -> dict[str, Tensor]:
-    """The tensors on a device; GossamerError when torch here does not have it."""
-    if device is None:
-        return tensors
-    try:
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise GossamerError(
-            f'SAEs cannot be put on device "{device}" ({first}). Give a device that torch has '
-            "here, such as cpu."
-        ) from error
+    return tensors, metadata
 
 
 def write_tensors(

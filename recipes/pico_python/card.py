@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from train_model import CONTEXT
+from train_saes import D_SAE, ROWS_PER_ROUND, K, TrainingConfig
+
+from gossamer.corpus import HELD_OUT_ONE_IN
+
 CARD = """\
 # pico-python
 
@@ -96,20 +101,20 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
     path.write_text(
         CARD.format(
             **evaluation["model"],
-            k=32,
-            d_sae=2048,
+            k=K,
+            d_sae=D_SAE,
             sae_tokens=evaluation["sae_tokens"],
-            n_rows=evaluation["sae_tokens"] // 512,
+            n_rows=evaluation["sae_tokens"] // CONTEXT,
             ce_clean=next(iter(evaluation["saes"].values()))["ce_clean"],
             table="\n".join(table),
             label_tokens=manifest["labels"]["tokens"],
             python=manifest["python"],
             n_training=len(manifest["training"]),
-            one_in=20,
+            one_in=HELD_OUT_ONE_IN,
             command=manifest["command"],
             seeds=", ".join(f"{what} {seed}" for what, seed in manifest["seeds"].items()),
             model_steps=manifest["model_steps"],
-            n_tokens=training["n_tokens"],
+            n_tokens=TrainingConfig(**training).n_rounds * ROWS_PER_ROUND * CONTEXT,
             learning_rate=training["learning_rate"],
         ),
         encoding="utf-8",

@@ -32,7 +32,7 @@ MAX_BYTES = 8 * 2**20 - 8 * 4096
 SEED = 0
 MODEL_STEPS = 3000
 SAE_TOKENS = 8_000_000
-LABEL_OPTIONS = {"--rows": 2048, "--tokens": 4, "--contexts": 1, "--width": 18}
+LABEL_OPTIONS = {"rows": 2048, "tokens": 4, "contexts": 1, "width": 18}
 
 
 def step(script: str, result: Path, **options: Any) -> None:
@@ -166,14 +166,13 @@ def main(work: Path, out: Path) -> None:
         seed=SEED,
     )
     stage_saes(work, staged)
-    labels = {name.removeprefix("--"): value for name, value in LABEL_OPTIONS.items()}
     step(
         "label.py",
         work / "labels.json",
         model=staged,
         saes=resid,
         out=work / "labels.json",
-        **labels,
+        **LABEL_OPTIONS,
     )
     step(
         "evaluate.py",

@@ -90,7 +90,6 @@ def bits_per_byte(
             for row, (window, first) in enumerate(group):
                 picked = log_probabilities[row, first - 1 : len(window) - 1]
                 nats -= picked.gather(-1, window[first:, None]).sum().item()
-    model.train()
     return nats / math.log(2) / n_bytes
 
 
@@ -186,6 +185,7 @@ def main(**options: Any) -> None:
                 f"{bits:.4f} bits/byte (part of held out), {rate:,.0f} tokens/s"
             )
             losses.clear()
+            model.train()
             save_checkpoint(out / "checkpoint.pt", step + 1, model, optimizers)
     bits = bits_per_byte(model, tokenizer, held_out)
     click.echo(f"held out: {bits:.4f} bits/byte over {len(held_out)} files")

@@ -96,7 +96,8 @@ def unlike_ours(config: dict[str, Any], site: str) -> str | None:
         and has_value_biases
     ):
         return (
-            f"was trained with fold_value_biases, where {site} lacks the value biases: take "
-            "W_enc @ b_V off b_enc, add b_V to b_dec and set fold_value_biases to false"
+            f"was trained with fold_value_biases, where {site} lacks the value biases b_V (with "
+            "fold_ln, b_V + b_ln1 @ W_V): add them to b_dec, take b_V @ W_enc off b_enc unless "
+            "apply_b_dec_to_input is true, and set fold_value_biases to false"
         )
     return None

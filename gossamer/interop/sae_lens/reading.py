@@ -48,7 +48,6 @@ def read_sae_lens(
     site: str | tuple[str, str] | None = None,
     center: bool | None = None,
     dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
 ) -> SAE:
     """The SAE in a SAELens directory, giving the latents and outputs that SAELens gives.
 
@@ -62,7 +61,7 @@ def read_sae_lens(
     directory = Path(directory)
     config, metadata = _read_config(directory / CONFIG_FILE)
     architecture = _architecture(config, directory)
-    tensors, _ = read_tensors(directory / WEIGHTS_FILE, None, None)
+    tensors, _ = read_tensors(directory / WEIGHTS_FILE)
     wanted = tensors["W_enc"].dtype if dtype is None and "W_enc" in tensors else dtype
     tensors = _folded(_checked(tensors, architecture, directory), config, directory)
     site_in, site_out = _sites(config, architecture, site, directory)
@@ -74,7 +73,7 @@ def read_sae_lens(
         tensors, normalization = _centred(tensors, architecture, normalization, directory)
     tensors = {name: tensor.to(wanted) for name, tensor in tensors.items()}
     try:
-        sae = SAE(
+        return SAE(
             W_enc=tensors["W_enc"].T,
             b_enc=tensors["b_mag" if architecture.selection == "gated" else "b_enc"],
             W_dec=tensors["W_dec"],
@@ -92,7 +91,6 @@ def read_sae_lens(
         )
     except ShapeError as error:
         raise FormatError(f"{directory} does not hold a whole SAE: {error}") from error
-    return sae if device is None else sae.to(device)
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

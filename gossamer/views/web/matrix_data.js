@@ -2,7 +2,7 @@
 // The matrix and its two sides: order, filters, and what stands in a window of it.
 
 /** The nodes along one side, and the order they are drawn in. */
-export class Side {
+class Side {
   constructor(about, arrays, name) {
     this.name = about[name].name;
     this.ids = about[name].ids;

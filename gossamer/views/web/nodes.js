@@ -3,7 +3,7 @@
 import { element, isolate, showToken, short, signed } from "./tokens.js";
 
 /** One node: token and position, id, meaning, activation. */
-export function nodeCard(kind, side, node) {
+function nodeCard(kind, side, node) {
   const card = element("div", "node");
   card.append(element("div", "kind", kind));
   const place = element("div", "place");
