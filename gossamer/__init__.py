@@ -1,6 +1,7 @@
 """Gossamer finds, measures and verifies sparse circuits in language models."""
 
-from gossamer.attribution.edges import Edge, Edges, edges
+from gossamer.attribution.edges import edges
+from gossamer.attribution.effects import Edge, Edges
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
 from gossamer.attribution.verify import MeasuredEdge, measure
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer

@@ -70,7 +70,8 @@ def edges_command(prompt: str, model_name: str, saes_name: str | None, **options
       gossamer edges "def add(a, b):\\n    return a" \\
         --from blocks.1.hook_resid_pre --to blocks.3.hook_resid_pre --measure
     """
-    from gossamer.attribution.edges import Edges, edges
+    from gossamer.attribution.edges import edges
+    from gossamer.attribution.effects import Edges
     from gossamer.attribution.verify import measure
     from gossamer.library import load_model, load_saes
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gossamer.attribution.edges import Edge, Edges
+from gossamer.attribution.effects import Edge, Edges
 from gossamer.attribution.nodes import NodeTable, sae_at
 from gossamer.edits import Ablate
 from gossamer.models.model import Model

@@ -125,13 +125,15 @@ class Model:
             raise SiteError(f'"{site}" has no fixed width, so no SAE can stand there.')
         return self.d_vocab if kind == "logits" else self.d_model
 
-    def held_sites(self, hold: Sequence[str]) -> tuple[str, ...]:
+    def held_sites(
+        self, hold: Sequence[str], holdable: Sequence[str] = HOLDABLE
+    ) -> tuple[str, ...]:
         """The sites to detach so that "attention" (patterns) or "norms" (every scale) stay
-        constant."""
+        constant. GossamerError, naming what is `holdable` for the caller, for anything else."""
         unknown = [name for name in hold if name not in HOLDABLE]
         if unknown:
             raise GossamerError(
-                f"Cannot hold {unknown[0]!r}. hold takes any of: {', '.join(HOLDABLE)}."
+                f"Cannot hold {unknown[0]!r}. hold takes any of: {', '.join(holdable)}."
             )
         endings = {"attention": "attn.hook_pattern", "norms": "hook_scale"}
         return tuple(s for s in self.sites if any(s.endswith(endings[name]) for name in hold))

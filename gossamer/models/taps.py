@@ -55,17 +55,27 @@ class Layout:
 
 
 @contextmanager
+def weights_constant(layout: Layout) -> Iterator[None]:
+    """Within the context no weight asks for a gradient: runs differentiate by activations."""
+    parameters = [p for p in layout.language_model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def tapped(layout: Layout, at: Mapping[str, Tap]) -> Iterator[None]:
     """Within the context, the model's forward pass goes through the functions in `at`."""
     config = layout.language_model.config
     previous = config._attn_implementation
-    parameters = [p for p in layout.language_model.parameters() if p.requires_grad]
     with ExitStack() as stack:
         stack.callback(setattr, config, "_attn_implementation", previous)
         config._attn_implementation = NAME
-        for parameter in parameters:  # a run differentiates by activations, never by weights
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+        stack.enter_context(weights_constant(layout))
         for handle in _tap_ends(layout, at):
             stack.callback(handle.remove)
         for layer in range(len(layout.blocks)):
