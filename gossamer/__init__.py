@@ -1,7 +1,7 @@
 """Gossamer finds, measures and verifies sparse circuits in language models."""
 
 from gossamer.attribution.edges import edges
-from gossamer.attribution.effects import Edge, Edges
+from gossamer.attribution.effects import L1, Density, Edge, Edges
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
 from gossamer.attribution.verify import MeasuredEdge, measure
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
@@ -14,11 +14,13 @@ from gossamer.splice import Trace, run
 
 __all__ = [
     "Ablate",
+    "Density",
     "Detach",
     "Edge",
     "Edges",
     "FormatError",
     "GossamerError",
+    "L1",
     "Latents",
     "LogitDifference",
     "Logits",

@@ -45,7 +45,7 @@ def cli() -> None:
 @click.option(
     "--hold",
     multiple=True,
-    help="Keep constant in the backward pass: attention, norms (repeatable).",
+    help="Keep constant in the backward pass: attention, norms, mlps (repeatable).",
 )
 @click.option("--direct", is_flag=True, help="Block paths through the other SAEs.")
 @click.option(
@@ -61,6 +61,16 @@ def cli() -> None:
     is_flag=True,
     help="Really ablate each source and print the effect beside.",
 )
+@click.option(
+    "--error",
+    default="frozen",
+    show_default=True,
+    type=click.Choice(["frozen", "attached", "detached", "dropped"]),
+    help="The source's error term; dropped leaves it out.",
+)
+@click.option("--html", type=click.Path(), help="Write the matrix as a page that opens offline.")
+@click.option("--csv", type=click.Path(), help="Write every edge as a line of a table.")
+@click.option("--save", type=click.Path(), help="Write everything for gossamer.Edges.load.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def edges_command(prompt: str, model_name: str, saes_name: str | None, **options: Any) -> None:
     """Effects between two places on one prompt. A backslash and n in PROMPT are a line break.
@@ -85,11 +95,13 @@ def edges_command(prompt: str, model_name: str, saes_name: str | None, **options
         target=_target(options),
         hold=options["hold"],
         direct=options["direct"],
+        error=options["error"],
     )
     assert isinstance(found, Edges)  # one prompt was given
     pairs = found.strongest(options["top"])
     effects = measure(model, saes, found, pairs) if options["measured"] else None
     rows = _rows(found, pairs, effects)
+    _write(found, options)
     if options["as_json"]:
         click.echo(
             json.dumps({"tokens": found.tokens, "blocked": found.blocked, "edges": rows}, indent=1)
@@ -100,6 +112,14 @@ def edges_command(prompt: str, model_name: str, saes_name: str | None, **options
     if found.blocked:
         places += " (every path is blocked by another SAE)"
     _print_table(f"{len(rows)} strongest of {n_targets} × {n_sources} edges, {places}", rows)
+
+
+def _write(found: Any, options: dict[str, Any]) -> None:
+    """The files that were asked for, each named on standard error."""
+    writers = {"html": found.to_html, "csv": found.to_csv, "save": found.save}
+    for name, write in writers.items():
+        if options[name] is not None:
+            click.echo(f"Wrote {write(options[name])}", err=True)
 
 
 def _source(site: str) -> Any:

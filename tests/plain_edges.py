@@ -78,7 +78,9 @@ def plain_effects(
         start = plain_run(model, ids, {site: lambda _: write(point)})
     read, targets = _reader(coders, clean, target)
     endings = {"attention": "hook_pattern", "norms": "hook_scale"}
-    blocked = {s for s in clean if any(s.endswith(endings[name]) for name in hold)}
+    blocked = {s for s in clean if any(s.endswith(endings.get(name, "/")) for name in hold)}
+    if "mlps" in hold:
+        blocked |= {s for s, c in coders.items() if s.endswith("mlp_out") and c.site_in != s}
     if direct:
         ends = {getattr(target, "site", None), site}
         blocked |= {s for s in coders if s not in ends and _after(clean, s, site)}

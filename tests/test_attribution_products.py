@@ -113,7 +113,7 @@ def none_of(directions: Directions) -> Directions:
     nodes, rows = directions.nodes, directions.rows
     assert rows is not None
     table = type(nodes)(
-        nodes.site, nodes.positions[:0], nodes.indices[:0], nodes.values[:0], (), ()
+        nodes.site, nodes.positions[:0], nodes.indices[:0], nodes.values[:0], (), (), nodes.units
     )
     return Directions(table, directions.site, rows[:0])
 

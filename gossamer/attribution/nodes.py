@@ -42,6 +42,10 @@ class NodeTable:
     labels: tuple[str, ...]
     """What each node means, as far as is known; empty strings otherwise."""
 
+    units: int
+    """How many there are to choose from: latents of the SAE, positions for tokens, logits asked
+    for."""
+
     distractors: Int64[Tensor, " n"] | None = None
     """For logit differences, the token whose logit counts negative."""
 
@@ -162,6 +166,7 @@ def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
         values=values[order].detach(),
         tokens=tuple(clean.strings[p] for p in positions[order].tolist()),
         labels=tuple(named),
+        units=d_sae,
     )
 
 
@@ -176,6 +181,7 @@ def token_nodes(clean: Clean) -> NodeTable:
         values=torch.ones(n, device=device, dtype=clean.model.dtype),
         tokens=tuple(clean.strings),
         labels=tuple(repr(s) for s in clean.strings),
+        units=n,
     )
 
 
@@ -204,6 +210,7 @@ def logit_nodes(what: Logits | LogitDifference, clean: Clean) -> NodeTable:
         values=values.detach(),
         tokens=(clean.strings[position],) * len(chosen),
         labels=tuple(labels),
+        units=len(chosen),
         distractors=distractors,
     )
 

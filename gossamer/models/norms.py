@@ -36,7 +36,8 @@ def visited_norm(
         eps = module.eps
         wide = wide - wide.mean(-1, keepdim=True)
     else:
-        eps = getattr(module, "variance_epsilon", None) or module.eps  # Llama's name, or Gemma's
+        llamas = hasattr(module, "variance_epsilon")  # its name in most families; Gemma's is eps
+        eps = module.variance_epsilon if llamas else module.eps
     scale = visit("hook_scale", (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt())
     normalized = visit("hook_normalized", (wide / scale).to(x.dtype))
     out = normalized * (gain_offset + module.weight)
