@@ -55,8 +55,10 @@ def setting(n: int) -> tuple[Any, list[Any], list[int]]:
         pre = seen[site][0].detach() @ W.T
         bias = -pre.flatten().topk(active * n).values[-1]
         zeros = torch.zeros(768)
-        parts = {"W_enc": W, "b_enc": bias.repeat(D_SAE), "W_dec": W, "b_dec": zeros}
-        saes.append(SAE(**parts, selection=ReLU(), site_in=site))
+        b_enc, selection = bias.repeat(D_SAE), ReLU()
+        saes.append(
+            SAE(W_enc=W, b_enc=b_enc, W_dec=W, b_dec=zeros, selection=selection, site_in=site)
+        )
     return model, saes, ids
 
 
@@ -64,8 +66,8 @@ def by_edges(model: Any, saes: list[Any], ids: list[int]) -> Tensor:
     """What this package does."""
     import gossamer
 
-    ends = {"source": gossamer.Latents(SOURCE), "target": gossamer.Latents(TARGET)}
-    found = gossamer.edges(model, saes, ids, **ends)
+    source, target = gossamer.Latents(SOURCE), gossamer.Latents(TARGET)
+    found = gossamer.edges(model, saes, ids, source=source, target=target)
     assert isinstance(found, gossamer.Edges)
     return found.gradients
 
@@ -137,9 +139,8 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measured(way: str, n: int, repeats: int, threads: int, file: str) -> dict[str, float]:
+def measured(way: str, n: int, repeats: int, file: str) -> dict[str, float]:
     """Seconds (median) and peak bytes of one way, in this process; the result goes to `file`."""
-    torch.set_num_threads(threads)
     model, saes, ids = setting(n)
     compute = WAYS[way]
     compute(model, saes, ids[: min(n, 3)])  # what is loaded once
@@ -151,7 +152,7 @@ def measured(way: str, n: int, repeats: int, threads: int, file: str) -> dict[st
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    seconds = []
+    seconds, result = [], torch.empty(0)
     for _ in range(repeats):
         start = time.perf_counter()
         result = compute(model, saes, ids)
@@ -196,7 +197,7 @@ def table(n: int, ways: list[str], rounds: int, threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[9, 64])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=3, help="processes of each way")
@@ -206,7 +207,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         (n,) = given.tokens
-        found = measured(given.child, n, given.rounds, given.threads, given.file)
+        torch.set_num_threads(given.threads)
+        found = measured(given.child, n, given.rounds, given.file)
         click.echo(json.dumps(found))
         return
     for n in given.tokens:

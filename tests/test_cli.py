@@ -110,6 +110,20 @@ def test_targets_of_the_command_line(
     }
 
 
+def test_files_hold_what_the_function_gives(files: list[str], tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"edges.{name}" for name in ("html", "csv", "save")}
+    written = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    ends = ("--from", FIRST, "--to", LAST, "--error", "dropped")
+    result = invoke("edges", "a cat", *files, *ends, *written, "--json")
+    assert [str(path) in result.stderr for path in paths.values()] == [True] * 3
+    edges = gossamer.Edges.load(paths["save"])
+    top = json.loads(result.stdout)["edges"][0]
+    assert edges.error == "dropped" and top["source"] == edges.top(1)[0].source
+    assert top["attribution"] == edges.top(1)[0].attribution
+    assert len(paths["csv"].read_text().splitlines()) == 1 + len(edges.to_dataframe())
+    assert f"{FIRST} → {LAST}" in paths["html"].read_text()
+
+
 def test_people_get_a_table(files: list[str]) -> None:
     printed = invoke(
         "edges", "a cat", *files, "--from", FIRST, "--to", "logits", "--top", "3", "--measure"
@@ -157,6 +171,11 @@ def test_help_has_an_example() -> None:
         ),
         (("--from", "tokens", "--to", "logits", "--top", "0"), "--top.*x>=1"),
         (("--from", "tokens"), "Missing option '--to'"),
+        (
+            ("--from", "tokens", "--to", "logits", "--html", "/nowhere/page.html"),
+            "/nowhere/page.html cannot be written as a page",
+        ),
+        (("--from", "tokens", "--to", "logits", "--hold", "mlps"), "none of the SAEs passed is"),
         (("--from", "tokens", "--to", "logits", "--tpo", "3"), "No such option.*--tpo"),
     ],
 )

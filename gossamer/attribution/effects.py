@@ -134,7 +134,7 @@ class Edges:
             offset=int(self.targets.positions[target] - self.sources.positions[source]),
         )
 
-    def density(self, threshold: float = 0.0) -> Density:
+    def density(self, threshold: float | int = 0.0) -> Density:
         """Which share of all possible pairs was computed, can be causal, is above `threshold`."""
         possible = self.targets.units * self.sources.units
         causal = self._offsets() >= 0
@@ -147,7 +147,7 @@ class Edges:
         tables = (self.attributions, self.sources.values, self.targets.values)
         return L1(*(float(table.double().abs().sum()) for table in tables))
 
-    def cross_position(self, threshold: float | None = None) -> list[Edge]:
+    def cross_position(self, threshold: float | int | None = None) -> list[Edge]:
         """Edges between different positions with |attribution| above the threshold, strongest
         first; None: every one that is not 0."""
         sizes = self.attributions.abs()
@@ -212,7 +212,7 @@ class Edges:
 
         return read_edges(Path(path))
 
-    def view(self, *, threshold: float = 0.0, cross_only: bool = False) -> "MatrixView":
+    def view(self, *, threshold: float | int = 0.0, cross_only: bool = False) -> "MatrixView":
         """The matrix of attributions to look at; entries below the threshold are hidden at first,
         or all within one position."""
         from gossamer.views import MatrixView
@@ -230,12 +230,16 @@ class Edges:
         )
 
     def to_html(
-        self, path: str | os.PathLike[str], *, threshold: float = 0.0, cross_only: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threshold: float | int = 0.0,
+        cross_only: bool = False,
     ) -> Path:
         """The view as one HTML file that opens offline; returns its path."""
         return self.view(threshold=threshold, cross_only=cross_only).to_html(path)
 
-    def show(self, *, threshold: float = 0.0, cross_only: bool = False) -> Any:
+    def show(self, *, threshold: float | int = 0.0, cross_only: bool = False) -> Any:
         """In a notebook the view as a widget, whose `selected` reads and sets the chosen pair;
         elsewhere the page, opened in the browser, and its path."""
         view = self.view(threshold=threshold, cross_only=cross_only)
