@@ -5,7 +5,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gossamer.attribution.edge_files import read_parts, write_parts
 from gossamer.attribution.nodes import NodeTable
-from gossamer.errors import GossamerError
+from gossamer.errors import FormatError, GossamerError
 from gossamer.saes.native import write_text
 from gossamer.splice import ErrorMode
 
@@ -199,18 +200,17 @@ class Edges:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Everything in one safetensors file, written in one move; `Edges.load` gives it back."""
-        from gossamer.attribution.edge_files import write_edges
-
         path = _writable(path)
-        write_edges(self, path)
+        write_parts({field.name: getattr(self, field.name) for field in fields(self)}, path)
         return path
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Edges":
         """What `save` wrote. FormatError when the file is missing, damaged or of another kind."""
-        from gossamer.attribution.edge_files import read_edges
-
-        return read_edges(Path(path))
+        parts = read_parts(Path(path))
+        if set(parts) != {field.name for field in fields(Edges)}:
+            raise FormatError(f"{path} does not have the parts of edges; save them again.")
+        return Edges(**parts)
 
     def view(self, *, threshold: float | int = 0.0, cross_only: bool = False) -> "MatrixView":
         """The matrix of attributions to look at; entries below the threshold are hidden at first,
