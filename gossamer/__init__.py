@@ -1,9 +1,11 @@
 """Gossamer finds, measures and verifies sparse circuits in language models."""
 
+from gossamer.activations import Store, as_source, harvest
 from gossamer.attribution.edges import edges
 from gossamer.attribution.effects import L1, Density, Edge, Edges
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
 from gossamer.attribution.verify import MeasuredEdge, measure
+from gossamer.corpus import Corpus, as_corpus
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
 from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError, SiteError
 from gossamer.kernels.sparse import SparseLatents
@@ -11,23 +13,44 @@ from gossamer.library import load_model, load_sae, load_saes
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.splice import Trace, run
+from gossamer.training.batchtopk import BatchTopKConfig
+from gossamer.training.config import (
+    DeadConfig,
+    OptimizerConfig,
+    RunConfig,
+    StartConfig,
+    TrainConfig,
+)
+from gossamer.training.gated import GatedConfig
+from gossamer.training.jumprelu import JumpReLUConfig
+from gossamer.training.loop import TrainResult, train
+from gossamer.training.relu import ReLUConfig
+from gossamer.training.topk import TopKConfig
 
 __all__ = [
     "Ablate",
+    "BatchTopKConfig",
+    "Corpus",
+    "DeadConfig",
     "Density",
     "Detach",
     "Edge",
     "Edges",
     "FormatError",
+    "GatedConfig",
     "GossamerError",
+    "JumpReLUConfig",
     "L1",
     "Latents",
     "LogitDifference",
     "Logits",
     "MeasuredEdge",
     "Model",
+    "OptimizerConfig",
     "Patch",
     "PromptError",
+    "ReLUConfig",
+    "RunConfig",
     "SAE",
     "Scale",
     "Set",
@@ -35,13 +58,22 @@ __all__ = [
     "SiteError",
     "SparseCoder",
     "SparseLatents",
+    "StartConfig",
     "Steer",
+    "Store",
     "Tokens",
+    "TopKConfig",
     "Trace",
+    "TrainConfig",
+    "TrainResult",
+    "as_corpus",
+    "as_source",
     "edges",
+    "harvest",
     "load_model",
     "load_sae",
     "load_saes",
     "measure",
     "run",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""Token sequences to run a model on: the bundled `stdlib` corpus, text files, or token arrays.
+"""The bundled corpus `stdlib`, its files split into trained-on and held-out.
 
 `stdlib` is the Python source of the standard library of the interpreter that runs, which every
 machine with Python has. A file is *held out* when the hash of its path selects it and no file the

@@ -1,27 +1,14 @@
-"""The command line: one command per verb, with the words of the functions.
-
-Every command prints a table for people, or JSON for machines with --json. A user's mistake is one
-line on standard error and exit status 2.
-"""
+"""`gossamer edges`: which latents drive which latents or logits, on one prompt."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from gossamer.errors import GossamerError
 
-
-@click.group(context_settings={"max_content_width": 100})
-@click.version_option(package_name="gossamer", prog_name="gossamer")
-def cli() -> None:
-    """Find, measure and verify sparse circuits in language models."""
-
-
-@cli.command("edges", short_help="Which latents drive which latents or logits, on one prompt.")
+@click.command("edges", short_help="Which latents drive which latents or logits, on one prompt.")
 @click.argument("prompt")
 @click.option(
     "--model",
@@ -190,24 +177,3 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
 def _short(node: str) -> str:
     """A node id with its site abbreviated for a table: blocks.3.hook_resid_pre → 3.resid_pre."""
     return node.removeprefix("blocks.").replace("hook_", "")
-
-
-def main() -> None:
-    """Run the command line; a user's mistake ends in one line and exit status 2."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():  # progress bars are for people
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        cli(standalone_mode=False)
-    except GossamerError as mistake:
-        click.echo(f"Error: {mistake}", err=True)
-        sys.exit(2)
-    except click.exceptions.NoArgsIsHelpError as mistake:
-        mistake.show()
-        sys.exit(2)
-    except click.ClickException as mistake:
-        click.echo(f"Error: {mistake.format_message()}", err=True)
-        sys.exit(2)
-    except click.Abort:
-        click.echo("Stopped.", err=True)
-        sys.exit(130)

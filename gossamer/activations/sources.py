@@ -1,0 +1,232 @@
+"""Where training takes activations from: one protocol, and what can be made into it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gossamer.activations.harvest import fingerprint
+from gossamer.activations.rows import (
+    Group,
+    Rows,
+    counted,
+    cut,
+    in_groups,
+    rows_of,
+    shuffled,
+)
+from gossamer.activations.store import MANIFEST_FILE, Store, load_shard
+from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks
+from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
+from gossamer.models.model import Model
+
+LIVE_BLOCKS = 64
+"""Blocks whose rows are shuffled together when nothing is stored."""
+
+RUN_BLOCKS = 32
+"""Blocks that run at once."""
+
+
+@runtime_checkable
+class ActivationSource(Protocol):
+    """Endless batches of activations, each a function of its number."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites it has rows of."""
+        ...
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of one epoch; None where that is not known."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Where they come from, as JSON values."""
+        ...
+
+    def width(self, site: str) -> int:
+        """Width of the rows at a site."""
+        ...
+
+    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
+        """Batches of `size` rows by site, number `start` first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorActivations:
+    """Activations in memory, shuffled anew in each epoch."""
+
+    tensors: Mapping[str, Float[Tensor, "rows width"]]
+    """By site."""
+
+    about: Mapping[str, Any]
+    """Where they come from."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in self.tensors.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            shapes = {site: tuple(values.shape) for site, values in self.tensors.items()}
+            raise ShapeError(f"Activations need one number of rows at every site, got {shapes}.")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites it has rows of."""
+        return tuple(self.tensors)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one epoch."""
+        return len(next(iter(self.tensors.values())))
+
+    def width(self, site: str) -> int:
+        """Width of the rows at a site."""
+        return self.tensors[site].shape[1]
+
+    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
+        """Endless shuffled batches, number `start` first."""
+        return cut(self._groups(seed), size, start)
+
+    def _groups(self, seed: int) -> Iterator[Group]:
+        epoch = 0
+        while True:
+            yield Group(self.n_rows, partial(self._load, seed, epoch))
+            epoch += 1
+
+    def _load(self, seed: int, epoch: int) -> Rows:
+        floats = {site: values.float() for site, values in self.tensors.items()}
+        return shuffled(floats, seed, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveActivations:
+    """Activations of a corpus made as they are asked for, nothing stored.
+
+    Runs of 64 blocks, in the order of the corpus, are shuffled each by itself. Starting at a later
+    batch tokenizes what comes before it, and runs the model only from there.
+    """
+
+    model: Model
+    """What runs."""
+
+    corpus: Corpus
+    """What it reads."""
+
+    sites: tuple[str, ...]
+    """Where it is read."""
+
+    context: int | None = None
+    """Tokens of a block; None: the model's context, at most 256."""
+
+    @property
+    def n_rows(self) -> None:
+        """Not known before the corpus has been read."""
+        return None
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Model, corpus and sites."""
+        return {
+            "model": self.model.name,
+            "weights": fingerprint(self.model),
+            "corpus": self.corpus.name,
+            "context": self.context,
+            "sites": list(self.sites),
+        }
+
+    def width(self, site: str) -> int:
+        """Width of the rows at a site."""
+        return self.model.width(site)
+
+    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
+        """Endless shuffled batches, number `start` first."""
+        return cut(self._groups(seed), size, start)
+
+    def _groups(self, seed: int) -> Iterator[Group]:
+        epoch = 0
+        while True:
+            packed = blocks(self.corpus, self.model, context=self.context)
+            rows = 0
+            for number, group in enumerate(in_groups(packed, LIVE_BLOCKS)):
+                count = int(counted(group, keep_special=False).sum())
+                rows += count
+                yield Group(count, partial(self._load, group, (seed, epoch, number)))
+            if rows == 0:
+                raise GossamerError(f"The corpus {self.corpus.name} has no tokens.")
+            epoch += 1
+
+    def _load(self, group: list[TokenBlock], place: tuple[int, ...]) -> Rows:
+        parts = [
+            rows_of(self.model, part, self.sites, keep_special=False)
+            for part in in_groups(group, RUN_BLOCKS)
+        ]
+        whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}
+        return shuffled(whole, *place)
+
+
+def as_source(what: Any, site: str | None = None) -> ActivationSource:
+    """A source of activations.
+
+    Args:
+        what: a store or its directory; (model, corpus, site or sites) to run live; a tensor (rows,
+            width), a mapping of them by site, or a .npy or .safetensors file of such; or a source.
+        site: of a tensor that comes without one.
+    """
+    if isinstance(what, Store | TensorActivations | LiveActivations):
+        return what
+    if isinstance(what, tuple) and len(what) == 3 and isinstance(what[0], Model):
+        model, corpus, sites = what
+        names = (sites,) if isinstance(sites, str) else tuple(sites)
+        for name in names:
+            model.width(name)
+        return LiveActivations(model, as_corpus(corpus), names)
+    if isinstance(what, str | Path):
+        return _from_path(Path(what), site)
+    if isinstance(what, Tensor | np.ndarray):
+        return _from_tensor(torch.as_tensor(what), site, "tensor")
+    if isinstance(what, Mapping):
+        return TensorActivations({k: _two_axes(v, k) for k, v in what.items()}, {"from": "tensors"})
+    if isinstance(what, ActivationSource):
+        return what
+    raise GossamerError(
+        "Activations come from a store, a tensor or file, or (model, corpus, site); got "
+        f"{type(what).__name__}."
+    )
+
+
+def _from_path(path: Path, site: str | None) -> ActivationSource:
+    if (path / MANIFEST_FILE).is_file():
+        return Store.open(path)
+    if path.suffix == ".npy" and path.is_file():
+        return _from_tensor(torch.from_numpy(np.load(path, mmap_mode="c")), site, path.name)
+    if path.suffix == ".safetensors" and path.is_file():
+        tensors = {name: _two_axes(values, name) for name, values in load_shard(path).items()}
+        return TensorActivations(tensors, {"from": path.name})
+    raise FormatError(
+        f"There are no activations at {path}: give a store's directory, or a .npy or .safetensors "
+        "file."
+    )
+
+
+def _from_tensor(values: Tensor, site: str | None, name: str) -> TensorActivations:
+    if site is None:
+        raise SiteError(
+            "A bare tensor of activations does not say where it is from: name the site, or give "
+            "{site: tensor}."
+        )
+    return TensorActivations({site: _two_axes(values, name)}, {"from": name})
+
+
+def _two_axes(values: Any, name: str) -> Tensor:
+    if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point():
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ShapeError(f"Activations are numbers (rows, width), got {got} for {name}.")
+    return values

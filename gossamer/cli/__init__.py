@@ -1,0 +1,46 @@
+"""The command line: one command per verb, one file per command, with the words of the functions.
+
+Every command prints a table for people, or JSON for machines with --json. A user's mistake is one
+line on standard error and exit status 2.
+"""
+
+import os
+import sys
+
+import click
+
+from gossamer.cli.edges import edges_command
+from gossamer.cli.harvest import harvest_command
+from gossamer.cli.train import train_command
+from gossamer.errors import GossamerError
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(package_name="gossamer", prog_name="gossamer")
+def cli() -> None:
+    """Find, measure and verify sparse circuits in language models."""
+
+
+for _command in (edges_command, harvest_command, train_command):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # progress bars are for people
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        cli(standalone_mode=False)
+    except GossamerError as mistake:
+        click.echo(f"Error: {mistake}", err=True)
+        sys.exit(2)
+    except click.exceptions.NoArgsIsHelpError as mistake:
+        mistake.show()
+        sys.exit(2)
+    except click.ClickException as mistake:
+        click.echo(f"Error: {mistake.format_message()}", err=True)
+        sys.exit(2)
+    except click.Abort:
+        click.echo("Stopped.", err=True)
+        sys.exit(130)

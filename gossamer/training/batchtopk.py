@@ -1,0 +1,93 @@
+"""BatchTopK: a batch keeps its k · batch largest pre-activations (arXiv 2412.06410).
+
+A token alone has no batch to compete in, so the finished SAE compares with one threshold: the
+smallest value that was kept, averaged over batches. That follows every turn of the training with a
+delay; at the end the threshold is set once so that the mean L0 over fresh batches is k.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gossamer.kernels.encode import encode_batch_topk
+from gossamer.saes.jumprelu import JumpReLU
+from gossamer.saes.topk import TopK
+from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.topk import rate_of_width
+from gossamer.training.trainee import Trainee
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTopKConfig(AbstractArchitecture):
+    """loss = E‖y - ŷ‖², and AuxK for dead latents; saved as JumpReLU with one threshold."""
+
+    name: ClassVar[str] = "batchtopk"
+    """The word for it."""
+
+    selects_by_rank: ClassVar[bool] = True
+    """It does."""
+
+    k: int
+    """Latents kept for each token on average."""
+
+    threshold_decay: float = 0.999
+    """What the running threshold keeps of itself in each step; it starts as the first value."""
+
+    def check(self, d_sae: int) -> None:
+        """k must be in 1..d_sae."""
+        TopK(self.k).check(d_sae)
+
+    def learning_rate(self, d_sae: int) -> float:
+        """As TopK's."""
+        return rate_of_width(d_sae)
+
+    @property
+    def unit_decoder(self) -> bool:
+        """Yes: latents would trade norm for rank."""
+        return True
+
+    @property
+    def subtract_b_dec(self) -> bool:
+        """Yes."""
+        return True
+
+    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+        """None."""
+        return {}
+
+    def estimates(self) -> dict[str, Float[Tensor, ""]]:
+        """The running threshold, negative before the first batch with an active latent."""
+        return {"running_threshold": torch.tensor(-1.0, dtype=torch.float64)}
+
+    def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
+        """The pairs that the batch keeps; all are positive."""
+        found = encode_batch_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), self.k)
+        return read_found(trainee, u, trainee.b_enc, found)
+
+    def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
+        """The pre-activations themselves."""
+        return encoded.pre
+
+    def penalties(
+        self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
+    ) -> dict[str, Float[Tensor, ""]]:
+        """None."""
+        return {}
+
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+        """Take the batch's smallest kept value into the running threshold."""
+        if latents.numel() == 0:
+            return
+        running = trainee.get_buffer("running_threshold")
+        smallest = latents.detach().min().double()
+        moved = running * self.threshold_decay + smallest * (1 - self.threshold_decay)
+        running.copy_(torch.where(running < 0, smallest, moved))
+
+    def selection(self, trainee: Trainee) -> JumpReLU:
+        """One threshold for all latents: the running one, until it is set from fresh batches."""
+        threshold = trainee.get_buffer("running_threshold").clamp(min=0)
+        return JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))

@@ -1,0 +1,186 @@
+"""What decides the result of a training run, and apart from it what is written on the way."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gossamer.errors import GossamerError
+from gossamer.sites import parse_site
+from gossamer.training.architecture import AbstractArchitecture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and its rate. Every moment of every weight is updated in every step, also of latents
+    without a gradient: skipping those would be another optimizer."""
+
+    rate: float | None = None
+    """Learning rate after the warm-up; None: what the architecture's paper used."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay of the first and the second moment."""
+
+    epsilon: float = 1e-8
+    """Adam's epsilon."""
+
+    warmup_steps: int | None = None
+    """Steps over which the rate rises from 0; None: 1000, but at most a twentieth of the run."""
+
+    decay: float = 0.2
+    """Share of the run, at its end, over which the rate falls linearly to 0."""
+
+    clip: float | None = 1.0
+    """Largest norm of the gradient of all weights together; None: unlimited."""
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.rate <= 0:
+            raise GossamerError(f"The learning rate must be above 0, got {self.rate}.")
+        if not 0 <= self.decay <= 1 or (self.warmup_steps or 0) < 0:
+            raise GossamerError(
+                "decay is a share of the run from 0 to 1 and warmup_steps at least 0, got "
+                f"decay={self.decay} and warmup_steps={self.warmup_steps}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadConfig:
+    """When a latent counts as dead, and what is done about it."""
+
+    after_tokens: int | None = None
+    """Silent on this many tokens means dead; None: a twentieth of the run, at most 10 million."""
+
+    remedy: Literal["auxk", "resample", "none"] | None = None
+    """AuxK (arXiv 2406.04093, A.2), resampling (Bricken et al. 2023) or nothing; None: AuxK for
+    architectures that select by rank, nothing for the others."""
+
+    aux_weight: float = 1 / 32
+    """α of AuxK."""
+
+    k_aux: int | None = None
+    """Dead latents that take part for each token in AuxK; None: half the width of the output."""
+
+    resample_tokens: int | None = None
+    """Dead latents are resampled each time this many tokens have passed; None: `after_tokens`."""
+
+    def __post_init__(self) -> None:
+        if self.remedy not in (None, "auxk", "resample", "none"):
+            raise GossamerError(
+                f'The remedy for dead latents is auxk, resample or none, got "{self.remedy}".'
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartConfig:
+    """What is read off the first activations before the first step."""
+
+    n_tokens: int = 100_000
+    """Tokens over which the mean and the scale are taken, rounded up to whole batches; at most
+    those of the run."""
+
+    b_dec: Literal["mean", "geometric_median", "zero"] = "mean"
+    """Where an autoencoder's b_dec starts; a transcoder's starts at the mean of its target."""
+
+    def __post_init__(self) -> None:
+        if self.b_dec not in ("mean", "geometric_median", "zero"):
+            raise GossamerError(f'b_dec is mean, geometric_median or zero, got "{self.b_dec}".')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One SAE or transcoder to be trained."""
+
+    sae: AbstractArchitecture
+    """TopKConfig, BatchTopKConfig, ReLUConfig, GatedConfig or JumpReLUConfig."""
+
+    d_sae: int
+    """Number of latents."""
+
+    n_tokens: int
+    """Tokens that it sees, rounded up to whole batches; several epochs where there are fewer."""
+
+    site: str | None = None
+    """The site it reads; None: the only one that the source has."""
+
+    site_out: str | None = None
+    """The site a transcoder writes; None: an autoencoder."""
+
+    skip: bool = False
+    """Whether a transcoder adds a linear map of its input (arXiv 2501.18823)."""
+
+    batch_tokens: int = 4096
+    """Tokens of one step."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam and its rate."""
+
+    dead: DeadConfig = field(default_factory=DeadConfig)
+    """What is done about dead latents."""
+
+    start: StartConfig = field(default_factory=StartConfig)
+    """How it begins."""
+
+    seed: int = 0
+    """Of the first weights, of resampling and, with the step, of the order of the data."""
+
+    def __post_init__(self) -> None:
+        if self.d_sae < 1 or self.n_tokens < 1 or self.batch_tokens < 1:
+            raise GossamerError(
+                "d_sae, n_tokens and batch_tokens must be at least 1, got "
+                f"{self.d_sae}, {self.n_tokens} and {self.batch_tokens}."
+            )
+        for site in (self.site, self.site_out):
+            if site is not None:
+                parse_site(site)
+        if self.skip and self.site_out in (None, self.site):
+            raise GossamerError("A skip connection is for transcoders; give site_out as well.")
+        self.sae.check(self.d_sae)
+        if self.remedy == "auxk" and self.sae.name == "gated":
+            raise GossamerError(
+                "AuxK gives the gate of a gated SAE no gradient; write remedy resample or none."
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the run."""
+        return -(-self.n_tokens // self.batch_tokens)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate after the warm-up."""
+        given = self.optimizer.rate
+        return self.sae.learning_rate(self.d_sae) if given is None else given
+
+    @property
+    def remedy(self) -> str:
+        """What is done about dead latents."""
+        derived = "auxk" if self.sae.selects_by_rank else "none"
+        return self.dead.remedy or derived
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens of silence that mean dead."""
+        derived = max(1, min(10_000_000, self.n_tokens // 20))
+        return derived if self.dead.after_tokens is None else self.dead.after_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What is written on the way; none of it changes the result."""
+
+    checkpoint_seconds: float = 60.0
+    """A checkpoint is written when this long has passed since the last; 0: after every step."""
+
+    keep: int = 2
+    """Checkpoints that are kept, the newest ones."""
+
+    log_steps: int = 10
+    """Steps whose means make one line of the log."""
+
+    progress: bool | None = None
+    """A bar on standard error; None: where that is a terminal."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.log_steps < 1 or self.checkpoint_seconds < 0:
+            raise GossamerError(
+                "keep and log_steps must be at least 1 and checkpoint_seconds at least 0, got "
+                f"{self.keep}, {self.log_steps} and {self.checkpoint_seconds}."
+            )

@@ -1,0 +1,120 @@
+"""From a trainee to the SAE that is kept: scales folded, thresholds set, files written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gossamer.errors import GossamerError
+from gossamer.kernels.encode import encode_topk
+from gossamer.saes.gated import Gated
+from gossamer.saes.jumprelu import JumpReLU
+from gossamer.saes.sae import SAE
+from gossamer.saes.selection import AbstractSelection
+from gossamer.training.batchtopk import BatchTopKConfig
+from gossamer.training.checkpoints import as_json
+from gossamer.training.config import TrainConfig
+from gossamer.training.trainee import Trainee
+
+FRESH_TOKENS = 65536
+"""Tokens, after the last that were trained on, from which BatchTopK's threshold is set."""
+
+FAR = 8
+"""How many times k pre-activations of a token can count for that."""
+
+
+def member_names(configs: Sequence[TrainConfig]) -> list[str]:
+    """Folders of the SAEs in a run's directory: none for one, else the site each writes.
+
+    With a number before it where two write the same site.
+    """
+    if len(configs) == 1:
+        return [""]
+    sites = [config.site_out or str(config.site) for config in configs]
+    if len(set(sites)) == len(sites):
+        return sites
+    return [f"{place:02d}-{site}" for place, site in enumerate(sites)]
+
+
+def finished_sae(
+    config: TrainConfig,
+    trainee: Trainee,
+    fresh: Iterator[Mapping[str, Tensor]],
+    about: Mapping[str, Any],
+) -> SAE:
+    """The SAE in the model's units. `fresh` gives batches that follow the last trained on."""
+    metadata: dict[str, Any] = {"training": as_json(config), "source": dict(about)}
+    selection: AbstractSelection = config.sae.selection(trainee)
+    if isinstance(config.sae, BatchTopKConfig):
+        threshold = batch_threshold(config, trainee, config.sae.k, fresh)
+        running = trainee.get_buffer("running_threshold")
+        metadata["running_threshold"] = _scalar(running / trainee.scale_out)
+        metadata["threshold"] = _scalar(threshold / trainee.scale_out)
+        metadata["k"] = config.sae.k
+        selection = JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))
+    return SAE(
+        **trainee.folded(),
+        selection=in_target_units(selection, trainee.scale_out),
+        site_in=str(config.site),
+        site_out=config.site_out,
+        subtract_b_dec=trainee.subtract_b_dec,
+        prepend_bos=about.get("prepend_bos"),
+        model_name=about.get("model"),
+        metadata=metadata,
+    )
+
+
+def in_target_units(selection: AbstractSelection, scale: Float[Tensor, ""]) -> AbstractSelection:
+    """The rule for latents that have shrunk with the target."""
+    match selection:
+        case JumpReLU():
+            return JumpReLU((selection.threshold.double() / scale).to(selection.threshold))
+        case Gated():
+            b_gate = (selection.b_gate.double() / scale).to(selection.b_gate)
+            return Gated(b_gate=b_gate, r_mag=selection.r_mag)
+        case _:
+            return selection
+
+
+@torch.no_grad()
+def batch_threshold(
+    config: TrainConfig, trainee: Trainee, k: int, fresh: Iterator[Mapping[str, Tensor]]
+) -> Float[Tensor, ""]:
+    """The threshold above which each token has k positive pre-activations on average.
+
+    Over FRESH_TOKENS tokens, or as many as the run had; 0 when they have fewer however low it is.
+    """
+    site = str(config.site)
+    n_each = min(FAR * k, trainee.d_sae)
+    pooled: list[Tensor] = []
+    n_tokens = 0
+    while n_tokens < min(FRESH_TOKENS, config.n_tokens):
+        x = next(fresh)[site].to(trainee.b_enc.device)
+        _, u, _ = trainee.inputs(x, x)
+        values, _ = encode_topk(u, trainee.W_enc, trainee.b_enc, n_each)
+        pooled.append(values[values > 0])
+        n_tokens += len(x)
+    flat, n_wanted = torch.cat(pooled), k * n_tokens
+    if len(flat) <= n_wanted:
+        return flat.new_zeros(())
+    return flat.kthvalue(len(flat) - n_wanted).values  # that many are strictly above it
+
+
+def save_all(saes: Sequence[SAE], names: Sequence[str], directory: Path) -> None:
+    """Write each SAE into its folder."""
+    for sae, name in zip(saes, names, strict=True):
+        try:
+            sae.save(directory / name)
+        except (OSError, SafetensorError) as problem:
+            raise GossamerError(
+                f"{directory / name} could not be written ({problem}); make room and run the same "
+                "command again: the training itself is done and kept."
+            ) from problem
+
+
+def _scalar(tensor: Tensor) -> float:
+    return float(tensor.item())

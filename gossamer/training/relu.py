@@ -1,0 +1,106 @@
+"""ReLU with an L1 penalty, in its two forms.
+
+unit      E[‖e‖² + λ Σ_i a_i], decoder rows of norm 1, b_dec taken from the input
+          (Bricken et al. 2023, transformer-circuits.pub/2023/monosemantic-features)
+decoder   E[‖e‖² + λ Σ_i a_i ‖W_dec,i‖], norms free
+          (transformer-circuits.pub/2024/april-update)
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gossamer.errors import GossamerError
+from gossamer.saes.relu import ReLU
+from gossamer.training.architecture import (
+    AbstractArchitecture,
+    Encoded,
+    Moment,
+    read_above,
+    warmed,
+)
+from gossamer.training.trainee import Trainee
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReLUConfig(AbstractArchitecture):
+    """Every positive pre-activation is active; L1 keeps them few."""
+
+    name: ClassVar[str] = "relu"
+    """The word for it."""
+
+    selects_by_rank: ClassVar[bool] = False
+    """It does not."""
+
+    l1: float = 5.0
+    """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d)."""
+
+    norm: Literal["decoder", "unit"] = "decoder"
+    """Whether the penalty counts decoder norms, or the norms are held at 1."""
+
+    warmup: float = 0.05
+    """Share of the run over which the penalty rises from 0."""
+
+    def check(self, d_sae: int) -> None:
+        """The options, as any number of latents fits."""
+        if self.norm not in ("decoder", "unit"):
+            raise GossamerError(f'norm is "decoder" or "unit", got "{self.norm}".')
+        check_penalty("l1", self.l1, self.warmup)
+
+    def learning_rate(self, d_sae: int) -> float:
+        """5e-5 (transformer-circuits.pub/2024/april-update)."""
+        return 5e-5
+
+    @property
+    def unit_decoder(self) -> bool:
+        """In the form "unit"."""
+        return self.norm == "unit"
+
+    @property
+    def subtract_b_dec(self) -> bool:
+        """In the form "unit"."""
+        return self.norm == "unit"
+
+    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+        """None."""
+        return {}
+
+    def estimates(self) -> dict[str, Float[Tensor, ""]]:
+        """None."""
+        return {}
+
+    def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
+        """The positive pairs, or all where they are many."""
+        return read_above(trainee, u, trainee.b_enc, torch.zeros_like(trainee.b_enc))
+
+    def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
+        """Their positive part."""
+        return encoded.pre.relu()
+
+    def penalties(
+        self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The L1 term."""
+        weighted = latents
+        if self.norm == "decoder":
+            weighted = latents * encoded.spread(trainee.W_dec.norm(dim=1))
+        return {"l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted)}
+
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+        """Nothing to keep."""
+
+    def selection(self, trainee: Trainee) -> ReLU:
+        """The same rule."""
+        return ReLU()
+
+
+def check_penalty(name: str, coefficient: float, warmup: float) -> None:
+    """GossamerError for a negative coefficient, or a warm-up that is no share of the run."""
+    if coefficient < 0:
+        raise GossamerError(f"{name} must not be negative, got {coefficient}.")
+    if not 0 <= warmup <= 1:
+        raise GossamerError(f"warmup is a share of the run, from 0 to 1, got {warmup}.")

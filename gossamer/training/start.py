@@ -1,0 +1,169 @@
+"""Where training begins: scales, biases and directions, from a first look at the activations.
+
+    autoencoder   decoder rows random, of norm 1 or 0.1; W_enc = c W_dec; b_dec the mean (or the
+                  geometric median); b_enc 0
+    transcoder    encoder rows random of norm 1; W_dec 0; b_dec the mean of the target;
+                  b_enc = -W_enc · mean of the input; W_skip 0
+
+c is 1, but for architectures that select by rank the multiple that reconstructs the sample best:
+of many directions those with the largest products are chosen, and the transpose itself would come
+out several times too long.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn import functional as F
+
+from gossamer.errors import GossamerError
+from gossamer.training.architecture import Encoded
+from gossamer.training.config import TrainConfig
+from gossamer.training.trainee import Trainee
+
+SAMPLE_TOKENS = 8192
+"""Tokens that are kept for what needs them one by one."""
+
+FREE_NORM = 0.1
+"""Norm of decoder rows at the start where it is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What one site's activations are like, in the model's units."""
+
+    mean: Float64[Tensor, " width"]
+    """Mean activation."""
+
+    mean_norm: Float64[Tensor, ""]
+    """E‖x‖."""
+
+    sample: Float[Tensor, "n width"]
+    """Some of them."""
+
+    @property
+    def scale(self) -> Float64[Tensor, ""]:
+        """What makes the mean norm the square root of the width."""
+        return self.mean.new_tensor(len(self.mean)).sqrt() / self.mean_norm
+
+
+def first_look(
+    batches: Iterator[Mapping[str, Tensor]], sites: Sequence[str], n_tokens: int
+) -> dict[str, FirstLook]:
+    """Read at least `n_tokens` tokens, all sites from the same batches."""
+    sums = dict.fromkeys(sites, torch.zeros((), dtype=torch.float64))
+    norms = dict(sums)
+    samples: dict[str, list[Tensor]] = {site: [] for site in sites}
+    seen = kept = 0
+    while seen < n_tokens:
+        batch = next(batches)
+        for site in sites:
+            x = batch[site]
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            sums[site] = sums[site].to(x.device) + x.double().sum(0)
+            norms[site] = norms[site].to(x.device) + x.norm(dim=1).double().sum()
+            if not torch.isfinite(norms[site]):
+                raise GossamerError(
+                    f"The activations of {site} are not finite in the batch of step "
+                    f"{seen // len(x)}, before training has begun; harvest them again."
+                )
+            if kept < SAMPLE_TOKENS:
+                samples[site].append(x[: SAMPLE_TOKENS - kept])
+        size = len(batch[sites[0]])
+        seen, kept = seen + size, kept + size
+    looks = {
+        site: FirstLook(sums[site] / seen, norms[site] / seen, torch.cat(samples[site]))
+        for site in sites
+    }
+    for site, look in looks.items():
+        if not look.mean_norm > 0:
+            raise GossamerError(
+                f"The activations of {site} are all 0 over the first {seen} tokens; harvest them "
+                "again, or train on another site."
+            )
+    return looks
+
+
+def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
+    """A trainee before its first step. `config.site` must be set."""
+    assert config.site is not None
+    site_out = config.site_out or config.site
+    source, target = looks[config.site], looks[site_out]
+    is_autoencoder = site_out == config.site
+    generator = torch.Generator().manual_seed(config.seed)
+    make = _autoencoder if is_autoencoder else _transcoder
+    weights = make(config, source, target, generator)
+    trainee = Trainee(
+        {name: tensor.to(source.sample) for name, tensor in weights.items()},
+        extra=config.sae.extra(config.d_sae),
+        estimates={n: t.to(source.mean.device) for n, t in config.sae.estimates().items()},
+        scales=(source.scale, target.scale),
+        is_autoencoder=is_autoencoder,
+        subtract_b_dec=is_autoencoder and config.sae.subtract_b_dec,
+        unit_decoder=is_autoencoder and config.sae.unit_decoder,
+    )
+    if is_autoencoder and config.sae.selects_by_rank:
+        _stretch_(config, trainee, source.sample)
+    return trainee
+
+
+def geometric_median(x: Float[Tensor, "n width"], n_steps: int = 100) -> Float[Tensor, " width"]:
+    """The point with the smallest sum of distances to the rows of x, by Weiszfeld's steps."""
+    point = x.mean(0)
+    for _ in range(n_steps):
+        weights = 1 / (x - point).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+        moved = (weights[:, None] * x).sum(0) / weights.sum()
+        if (moved - point).norm() <= 1e-6 * point.norm():
+            return moved
+        point = moved
+    return point
+
+
+def _autoencoder(
+    config: TrainConfig, source: FirstLook, target: FirstLook, generator: torch.Generator
+) -> dict[str, Tensor]:
+    width = len(source.mean)
+    rows = F.normalize(torch.randn(config.d_sae, width, generator=generator), dim=1)
+    W_dec = rows if config.sae.unit_decoder else FREE_NORM * rows
+    match config.start.b_dec:
+        case "mean":
+            center = source.mean
+        case "geometric_median":
+            center = geometric_median(source.sample).double()
+        case "zero":
+            center = torch.zeros_like(source.mean)
+    return {
+        "W_enc": W_dec.clone(),
+        "b_enc": torch.zeros(config.d_sae),
+        "W_dec": W_dec,
+        "b_dec": center * source.scale,
+    }
+
+
+def _transcoder(
+    config: TrainConfig, source: FirstLook, target: FirstLook, generator: torch.Generator
+) -> dict[str, Tensor]:
+    d_in, d_out = len(source.mean), len(target.mean)
+    W_enc = F.normalize(torch.randn(config.d_sae, d_in, generator=generator), dim=1)
+    weights = {
+        "W_enc": W_enc,
+        "b_enc": -(W_enc.double() @ (source.mean * source.scale).cpu()),
+        "W_dec": torch.zeros(config.d_sae, d_out),
+        "b_dec": target.mean * target.scale,
+    }
+    if config.skip:
+        weights["W_skip"] = torch.zeros(d_out, d_in)
+    return weights
+
+
+@torch.no_grad()
+def _stretch_(config: TrainConfig, trainee: Trainee, sample: Float[Tensor, "n width"]) -> None:
+    """Multiply W_enc by what reconstructs the sample best."""
+    _, u, _ = trainee.inputs(sample, sample)
+    encoded: Encoded = config.sae.encode(trainee, u)
+    decoded = encoded.decode(config.sae.latents(trainee, encoded), trainee.W_dec)
+    size = decoded.square().sum()
+    if size > 0:
+        trainee.W_enc.mul_((u * decoded).sum() / size)

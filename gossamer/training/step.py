@@ -1,0 +1,153 @@
+"""One step of one trainee: loss, gradients, Adam, and the count of silence."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from gossamer.training.architecture import Moment
+from gossamer.training.config import TrainConfig
+from gossamer.training.dead import auxk, forget_, resample_
+from gossamer.training.schedules import learning_rate, progress
+from gossamer.training.trainee import Trainee
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a batch gave."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    """The terms of the loss, by name; their sum is what is descended."""
+
+    squared_error: Float[Tensor, ""]
+    """Σ‖y - ŷ‖² over the batch, scaled units."""
+
+    variation: Float[Tensor, ""]
+    """Σ‖y - ȳ‖² over the batch, ȳ its mean."""
+
+    n_active: Float[Tensor, ""]
+    """Active latents, summed over the batch."""
+
+    fired: Bool[Tensor, " d_sae"]
+    """Which latents were active on some token."""
+
+    u: Float[Tensor, "batch d_in"]
+    """What was encoded."""
+
+    error: Float[Tensor, "batch d_out"]
+    """y - ŷ, without gradient."""
+
+    latents: Float[Tensor, "..."]
+    """The latents that were looked at, without gradient."""
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum()
+
+    def sums(self) -> Float64[Tensor, " 5"]:
+        """Loss, squared error, variation, active latents and 1, to be added up over steps."""
+        one = torch.ones_like(self.n_active)
+        parts = (self.loss, self.squared_error, self.variation, self.n_active, one)
+        return torch.stack([part.detach().double() for part in parts])
+
+
+def outcome(
+    config: TrainConfig,
+    trainee: Trainee,
+    x: Float[Tensor, "batch d_in"],
+    y: Float[Tensor, "batch d_out"],
+    *,
+    step: int,
+) -> Outcome:
+    """The loss of one batch, in the model's units, and what else is known after it."""
+    scaled, u, target = trainee.inputs(x, y)
+    architecture = config.sae
+    encoded = architecture.encode(trainee, u)
+    latents = architecture.latents(trainee, encoded)
+    error = target - trainee.output(encoded.decode(latents, trainee.W_dec), scaled)
+    squared_error = error.square().sum()
+    dead = trainee.dead(config.dead_after)
+    moment = Moment(u, scaled, target, dead, progress(config, step))
+    terms = {"mse": squared_error / len(x)}
+    terms |= architecture.penalties(trainee, encoded, latents, moment)
+    if config.remedy == "auxk" and len(dead):
+        d_out = target.shape[1]
+        k_aux = max(1, d_out // 2) if config.dead.k_aux is None else config.dead.k_aux
+        # A target's mean square is about d_out: that brings α to the same unit as the error.
+        weight = config.dead.aux_weight * d_out
+        terms["auxk"] = weight * auxk(trainee, scaled, error.detach(), dead=dead, k_aux=k_aux)
+    latents = latents.detach()
+    return Outcome(
+        terms,
+        squared_error.detach(),
+        (target - target.mean(0)).square().sum(),
+        latents.count_nonzero().to(target),
+        encoded.fired(latents),
+        u,
+        error.detach(),
+        latents,
+    )
+
+
+def descend_(
+    config: TrainConfig,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    found: Outcome,
+    *,
+    step: int,
+) -> None:
+    """Adam's step and everything that follows it."""
+    optimizer.zero_grad(set_to_none=True)
+    found.loss.backward()
+    trainee.constrain_gradient_()
+    if config.optimizer.clip is not None:
+        _clip_(trainee, config.optimizer.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.step()
+    trainee.constrain_()
+    config.sae.observe_(trainee, found.latents)
+    trainee.silent_tokens += len(found.u)
+    trainee.silent_tokens[found.fired] = 0
+    if config.remedy == "resample":
+        _maybe_resample_(config, trainee, optimizer, found, step=step)
+
+
+def _clip_(trainee: Trainee, limit: float) -> None:
+    """Shrink all gradients when their common norm exceeds the limit, and only then."""
+    gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if norm > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+
+
+def _maybe_resample_(
+    config: TrainConfig,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    found: Outcome,
+    *,
+    step: int,
+) -> None:
+    every = config.dead.resample_tokens or config.dead_after
+    done = (step + 1) * config.batch_tokens
+    dead = trainee.dead(config.dead_after)
+    if done // every == step * config.batch_tokens // every or len(dead) == 0:
+        return
+    # A function of seed and step alone, so that a resumed run draws the same.
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    fresh = config.sae.extra(config.d_sae)
+    resample_(trainee, dead, found.u, found.error, fresh=fresh, generator=generator)
+    forget_(optimizer, trainee, dead)
+
+
+def new_optimizer(config: TrainConfig, trainee: Trainee) -> torch.optim.Adam:
+    """Adam over all weights, fused: seven times as fast as the plain one on a CPU."""
+    options = config.optimizer
+    return torch.optim.Adam(
+        trainee.parameters(), lr=config.rate, betas=options.betas, eps=options.epsilon, fused=True
+    )

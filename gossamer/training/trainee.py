@@ -1,0 +1,123 @@
+"""One SAE that is being trained: its weights, and the numbers that no gradient moves.
+
+Activations come divided out: x is multiplied by `scale_in` and the target by `scale_out`, each the
+square root of the width over the mean norm, so that rates and penalties mean the same at every
+site. `folded` takes the scales into the weights again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@final
+class Trainee(nn.Module):
+    """Weights with the latent first, and what has to be remembered between steps."""
+
+    silent_tokens: Tensor
+    scale_in: Tensor
+    scale_out: Tensor
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        extra: Mapping[str, Float[Tensor, " d_sae"]],
+        estimates: Mapping[str, Float[Tensor, ""]],
+        scales: tuple[Float64[Tensor, ""], Float64[Tensor, ""]],
+        is_autoencoder: bool,
+        subtract_b_dec: bool,
+        unit_decoder: bool,
+    ) -> None:
+        """`weights` W_enc, b_enc, W_dec, b_dec and perhaps W_skip; `scales` of input and target."""
+        super().__init__()
+        self.W_enc = nn.Parameter(weights["W_enc"])
+        self.b_enc = nn.Parameter(weights["b_enc"])
+        self.W_dec = nn.Parameter(weights["W_dec"])
+        self.b_dec = nn.Parameter(weights["b_dec"])
+        skip = weights.get("W_skip")
+        self.W_skip = None if skip is None else nn.Parameter(skip)
+        own = {name: nn.Parameter(tensor.to(self.b_enc)) for name, tensor in extra.items()}
+        self.extra = nn.ParameterDict(own)
+        self.is_autoencoder = is_autoencoder
+        self.subtract_b_dec = subtract_b_dec
+        self.unit_decoder = unit_decoder
+        silent = torch.zeros(len(self.b_enc), dtype=torch.int64, device=self.b_enc.device)
+        self.register_buffer("silent_tokens", silent)
+        self.register_buffer("scale_in", scales[0])
+        self.register_buffer("scale_out", scales[1])
+        for name, tensor in estimates.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.b_enc)
+
+    @property
+    def shift(self) -> Float[Tensor, " d_in"] | None:
+        """What is taken from x before encoding: b_dec, or nothing."""
+        return self.b_dec if self.subtract_b_dec else None
+
+    def moved_shift(self) -> Float[Tensor, "..."]:
+        """Zeros that carry the gradient of `shift`, for what was computed without it."""
+        shift = self.shift
+        return self.b_dec.new_zeros(()) if shift is None else shift - shift.detach()
+
+    def inputs(
+        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_in"], Tensor]:
+        """(scaled x, what the encoder reads of it without gradient, scaled target)."""
+        scaled = x.to(self.b_enc) * self.scale_in.to(self.b_enc)
+        target = scaled if y is x else y.to(self.b_enc) * self.scale_out.to(self.b_enc)
+        return scaled, scaled - self.b_dec.detach() if self.subtract_b_dec else scaled, target
+
+    def output(
+        self, decoded: Float[Tensor, "batch d_out"], x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """The reconstruction, from what the latents write."""
+        y = decoded + self.b_dec
+        return y if self.W_skip is None else y + F.linear(x, self.W_skip)
+
+    @torch.no_grad()
+    def constrain_gradient_(self) -> None:
+        """Where decoder rows have norm 1, remove the part of their gradient along themselves."""
+        gradient = self.W_dec.grad
+        if self.unit_decoder and gradient is not None:
+            along = torch.bmm(gradient[:, None], self.W_dec[..., None])[:, 0]
+            gradient.addcmul_(self.W_dec, along, value=-1)  # without a temporary of that size
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Where decoder rows have norm 1, bring them back there after a step."""
+        if self.unit_decoder:
+            self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+
+    def dead(self, after_tokens: int) -> Int64[Tensor, " n_dead"]:
+        """Latents that were not active on any of the last tokens."""
+        return (self.silent_tokens >= after_tokens).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, Any]:
+        """Weights for activations as the model has them; latents are in the target's units.
+
+        All latents shrink with the target, so rows of W_dec stay as they are, and an autoencoder's
+        W_enc too.
+        """
+        s_in, s_out = self.scale_in, self.scale_out
+        skip = None if self.W_skip is None else self.W_skip.double() * (s_in / s_out)
+        folded = {
+            "W_enc": self.W_enc.double() * (s_in / s_out),
+            "b_enc": self.b_enc.double() / s_out,
+            "W_dec": self.W_dec.double(),
+            "b_dec": self.b_dec.double() / s_out,
+            "W_skip": skip,
+        }
+        return {
+            name: None if tensor is None else tensor.to(self.b_enc.dtype, copy=True)
+            for name, tensor in folded.items()
+        }

@@ -1,0 +1,292 @@
+"""Harvest, store and sources: rows against plain hooks, orders, damage, and a real kill."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import gossamer
+from gossamer.activations import LiveActivations, Store, TensorActivations, as_source, harvest
+from gossamer.activations import harvest as harvest_function
+from gossamer.corpus import as_corpus
+from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
+from tests.tiny_models import tiny_model
+
+SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_mlp_out")
+module: Any = sys.modules["gossamer.activations.harvest"]
+
+
+def corpus(n: int = 40) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(n)
+    lengths = torch.randint(1, 12, (n,), generator=generator).tolist()
+    return [torch.randint(0, 37, (k,), generator=generator).tolist() for k in lengths]
+
+
+def small(monkeypatch: pytest.MonkeyPatch, tokens: int = 64) -> None:
+    """Shards of a few blocks."""
+    monkeypatch.setattr(module, "SHARD_TOKENS", tokens)
+
+
+def plain_rows(documents: list[list[int]], context: int = 8) -> dict[str, Tensor]:
+    """Every token's activation, a document and a block at a time."""
+    model = tiny_model("gpt2", torch.float32)
+    rows: dict[str, list[Tensor]] = {site: [] for site in SITES}
+    for document in documents:
+        for start in range(0, len(document), context):
+            piece = document[start : start + context]
+            with torch.no_grad():
+                seen = gossamer.run(model, [piece], record=SITES).activations
+            for site in SITES:
+                rows[site].append(seen[site][0])
+    return {site: torch.cat(parts) for site, parts in rows.items()}
+
+
+def made(directory: Path, n_tokens: int = 150, documents: Any = None, **options: Any) -> Store:
+    model = tiny_model("gpt2", torch.float32)
+    options = {"sites": SITES, "context": 8, "batch": 3} | options
+    documents = corpus() if documents is None else documents
+    return harvest(model, documents, directory=directory, n_tokens=n_tokens, **options)
+
+
+def test_the_rows_are_those_of_plain_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store = made(tmp_path)
+    assert store.n_rows >= 150 and len(store.shards) > 2 and store.sites == SITES
+    expected = plain_rows(corpus())
+    for site in SITES:
+        found = torch.cat([store.rows(i)[site] for i in range(len(store.shards))])
+        torch.testing.assert_close(found, expected[site][: len(found)], rtol=1e-4, atol=1e-5)
+        assert store.width(site) == found.shape[1]
+    assert Store.open(tmp_path).about == store.about
+    with pytest.raises(SiteError, match="not of blocks.2"):
+        store.width("blocks.2.hook_resid_pre")
+
+
+def test_bos_rows_are_left_out_unless_kept(tmp_path: Path) -> None:
+    model = gossamer.load_model("pico-python")
+    texts, site = ["def f(x):\n    return x\n", "a = 1\n"], "blocks.1.hook_resid_pre"
+    tokens = [model.tokenize(text) for text in texts]
+    length = sum(map(len, tokens))
+    for keep, rows in ((False, length - 2), (True, length)):
+        store = harvest(
+            model,
+            texts,
+            sites=[site],
+            directory=tmp_path / str(keep),
+            n_tokens=rows,
+            keep_special=keep,
+            dtype="bfloat16",
+        )
+        assert store.n_rows == rows and store.rows(0)[site].dtype == torch.bfloat16
+
+
+def flat_batches(source: Any, size: int, n: int, **how: Any) -> Tensor:
+    return torch.cat(
+        [batch[SITES[0]] for batch in itertools.islice(source.batches(size, **how), n)]
+    )
+
+
+def sources(tmp_path: Path) -> list[Any]:
+    store = made(tmp_path / "acts")
+    tensors = {site: store.rows(0)[site] for site in SITES}
+    model = tiny_model("gpt2", torch.float32)
+    live = LiveActivations(model, as_corpus(corpus()), SITES, context=8)
+    return [store, TensorActivations(tensors, {}), live]
+
+
+def test_every_row_comes_once_in_an_epoch_and_any_batch_can_be_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr("gossamer.activations.store.IN_MEMORY", 4 * 32 * 150)
+    for source in sources(tmp_path):
+        n = source.n_rows or sum(map(len, corpus()))
+        rows = flat_batches(source, 1, 2 * n, seed=3)
+        epochs = [sorted(map(tuple, part.tolist())) for part in rows.split(n)]
+        assert epochs[0] == epochs[1] and not torch.equal(rows[:n], rows[n:])
+        assert torch.equal(rows, flat_batches(source, 1, 2 * n, seed=3))
+        assert not torch.equal(rows[:n], flat_batches(source, 1, n, seed=4))
+        for start in (1, 5, n // 7 + 3):  # over the end of an epoch too
+            found = flat_batches(source, 7, 3, seed=3, start=start)
+            assert torch.equal(found, rows[7 * start : 7 * start + 21]), (type(source), start)
+        pair = next(source.batches(5, seed=0))
+        assert set(pair) == set(SITES) and all(len(values) == 5 for values in pair.values())
+
+
+def test_all_sites_of_a_batch_are_of_the_same_tokens(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    whole = {s: store.rows(0)[s] for s in SITES}
+    batch = next(store.batches(20, seed=1))
+    for first, second in zip(*(batch[site] for site in SITES), strict=True):
+        places = (whole[SITES[0]] == first).all(1) & (whole[SITES[1]] == second).all(1)
+        assert places.any()
+
+
+def shard_bytes(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_a_harvest_run_again_makes_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    store = made(tmp_path)
+    before = shard_bytes(tmp_path)
+    times = {file: (tmp_path / file).stat().st_mtime_ns for file in before}
+    (tmp_path / store.shards[0].file).unlink()
+    cut = tmp_path / store.shards[1].file
+    cut.write_bytes(cut.read_bytes()[:-5])
+    with pytest.raises(FormatError, match=f"{store.shards[0].file} is missing or cut short"):
+        Store.open(tmp_path)
+    changed = bytearray(before[store.shards[2].file])
+    changed[-1] ^= 1  # the same size, another content
+    (tmp_path / store.shards[2].file).write_bytes(changed)
+    made(tmp_path)
+    assert shard_bytes(tmp_path) == before
+    last = store.shards[-1].file
+    assert (tmp_path / last).stat().st_mtime_ns == times[last]
+    assert made(tmp_path, 230).n_rows >= 230  # goes on
+
+
+def test_another_harvest_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    made(tmp_path)
+    before = shard_bytes(tmp_path)
+    other = tiny_model("llama", torch.float32)
+    with pytest.raises(FormatError, match="another harvest.*model.*weights"):
+        harvest(other, corpus(), sites=SITES, directory=tmp_path, n_tokens=9, context=8)
+    with pytest.raises(FormatError, match="dtype: 'float32', not 'float16'"):
+        made(tmp_path, dtype="float16")
+    with pytest.raises(FormatError, match="of other tokens than this corpus"):
+        made(tmp_path, documents=[[1, 2, 3]] * 80)
+    assert shard_bytes(tmp_path) == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(FormatError, match="not empty and holds no store"):
+        made(tmp_path / "full")
+
+
+def test_a_corpus_smaller_than_asked_says_how_small_and_keeps_what_there_is(tmp_path: Path) -> None:
+    total = sum(map(len, corpus()))
+    with pytest.raises(GossamerError, match=f"gives {total:,} rows, 5,000 were asked for"):
+        made(tmp_path, 5000)
+    assert made(tmp_path, total).n_rows == total
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    for options, words in (
+        ({"sites": ()}, "at least one site"),
+        ({"n_tokens": 0}, "at least one site and one token"),
+        ({"dtype": "int8"}, "dtype is one of"),
+        ({"sites": "blocks.0.hook_resid_per"}, "No site"),
+    ):
+        with pytest.raises(GossamerError, match=words):
+            made(tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_can_be_a_source(tmp_path: Path) -> None:
+    store, x = made(tmp_path / "acts"), torch.randn(10, 4)
+    np.save(tmp_path / "x.npy", x.numpy())
+    save_file({SITES[0]: x}, tmp_path / "x.safetensors")
+    model = tiny_model("gpt2", torch.float32)
+    assert as_source(store) is store and as_source(tmp_path / "acts").n_rows == store.n_rows
+    for what in (x, tmp_path / "x.npy"):
+        assert as_source(what, SITES[0]).width(SITES[0]) == 4
+        with pytest.raises(SiteError, match="name the site"):
+            as_source(what)
+    assert as_source(tmp_path / "x.safetensors").sites == (SITES[0],)
+    assert as_source({SITES[0]: x}).n_rows == 10
+    assert as_source((model, corpus(), SITES[1])).sites == (SITES[1],)
+    for what, words in (
+        (tmp_path / "none", "no activations at"),
+        ({SITES[0]: x, SITES[1]: x[:3]}, "one number of rows"),
+        ({SITES[0]: x[0]}, "numbers .rows, width."),
+        (3, "got int"),
+    ):
+        with pytest.raises(GossamerError, match=words):
+            as_source(what)
+    with pytest.raises(ShapeError):
+        TensorActivations({}, {})
+    assert json.dumps(dict(as_source((model, corpus(), SITES[1])).about))
+
+
+def test_a_store_trains_an_sae(tmp_path: Path) -> None:
+    store = made(tmp_path / "acts")
+    config = gossamer.TrainConfig(
+        sae=gossamer.TopKConfig(k=3), d_sae=24, n_tokens=640, site=SITES[0], batch_tokens=64
+    )
+    result: Any = gossamer.train(config, store)
+    assert result.sae.site_in == SITES[0] and result.sae.model_name == store.about["model"]
+    live: Any = gossamer.train(config, (tiny_model("gpt2", torch.float32), corpus(), SITES[0]))
+    assert live.sae.d_sae == 24
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from tests.test_activations import made, module
+module.SHARD_TOKENS = 32
+torch.set_num_threads(1)
+print("ready", flush=True)
+made(Path(sys.argv[1]), 220)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_TOKENS", 32)
+    made(tmp_path / "whole", 220)
+    root = Path(gossamer.__file__).parent.parent
+    environment = os.environ | {"JAXTYPING_DISABLE": "1"}
+    killed = 0
+    for attempt in range(10):
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tmp_path / "killed")],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=environment,
+        ) as child:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            time.sleep(0.005 + 0.012 * attempt)
+            child.send_signal(signal.SIGKILL)
+            killed += child.wait() == -signal.SIGKILL
+    assert killed >= 5
+    made(tmp_path / "killed", 220)
+    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="A limit on file size as Linux has it.")
+def test_a_full_disk_is_told_in_words_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full is a disk without room: the second shard is led there."""
+    small(monkeypatch)
+    write = module.write_tensors
+
+    def full(tensors: Any, path: Path) -> None:
+        if path.name == "shard-00001.safetensors":
+            with Path("/dev/full").open("wb", buffering=0) as file:
+                file.write(b"x" * 100)
+        write(tensors, path)
+
+    monkeypatch.setattr(module, "write_tensors", full)
+    with pytest.raises(GossamerError, match="disk is full.*shard-00001.*run the same harvest"):
+        made(tmp_path)
+    monkeypatch.setattr(module, "write_tensors", write)
+    assert Store.open(tmp_path).n_rows > 0 and harvest_function is harvest
+    assert made(tmp_path).n_rows >= 150

@@ -1,0 +1,54 @@
+"""A small source of activations with the training protocol, and plain losses to compare with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SITE = "blocks.0.hook_resid_pre"
+OTHER = "blocks.0.hook_mlp_out"
+
+
+@dataclass
+class Rows:
+    """Rows in memory, shuffled anew in each epoch; batch n is a function of seed and n."""
+
+    tensors: dict[str, Tensor]
+    about: Mapping[str, Any] = field(default_factory=lambda: {"model": "tiny"})
+    bad_step: int | None = None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    @property
+    def n_rows(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def width(self, site: str) -> int:
+        return self.tensors[site].shape[1]
+
+    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        number = start
+        while True:
+            generator = torch.Generator().manual_seed(seed * 7919 + number)
+            chosen = torch.randint(0, self.n_rows, (size,), generator=generator)
+            batch = {site: tensor[chosen] for site, tensor in self.tensors.items()}
+            if number == self.bad_step:
+                batch[self.sites[0]][0, 0] = float("nan")
+            yield batch
+            number += 1
+
+
+def dictionary_rows(
+    n_rows: int, n_features: int = 256, width: int = 64, n_active: int = 8, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(activations, directions): sparse positive sums of random unit directions and an offset."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(n_features, width, generator=generator)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    mask = torch.rand(n_rows, n_features, generator=generator) < n_active / n_features
+    sizes = 0.5 + torch.rand(n_rows, n_features, generator=generator)
+    return (mask * sizes) @ directions + 0.3, directions
