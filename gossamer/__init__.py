@@ -8,6 +8,7 @@ from gossamer.attribution.verify import MeasuredEdge, measure
 from gossamer.corpus import Corpus, as_corpus
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
 from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError, SiteError
+from gossamer.evaluation import Card, Report, evaluate
 from gossamer.kernels.sparse import SparseLatents
 from gossamer.library import load_model, load_sae, load_saes
 from gossamer.models.model import Model
@@ -30,6 +31,7 @@ from gossamer.training.topk import TopKConfig
 __all__ = [
     "Ablate",
     "BatchTopKConfig",
+    "Card",
     "Corpus",
     "DeadConfig",
     "Density",
@@ -50,6 +52,7 @@ __all__ = [
     "Patch",
     "PromptError",
     "ReLUConfig",
+    "Report",
     "RunConfig",
     "SAE",
     "Scale",
@@ -69,6 +72,7 @@ __all__ = [
     "as_corpus",
     "as_source",
     "edges",
+    "evaluate",
     "harvest",
     "load_model",
     "load_sae",

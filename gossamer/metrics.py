@@ -152,3 +152,17 @@ def dead_fraction(firings: Int64[Tensor, " d_sae"]) -> float:
     if firings.numel() == 0:
         raise ShapeError("The dead fraction needs at least one latent, got none.")
     return (firings == 0).double().mean().item()
+
+
+BIN = 0.25
+"""Width of a bin of the density histogram, in powers of ten."""
+
+
+def density_histogram(densities: Float[Tensor, " d_sae"]) -> tuple[Int64[Tensor, " 36"], int]:
+    """Latents by log10 of the share of tokens on which they are active, and those at 0.
+
+    Bins of 0.25 from -9 to 0; bin i begins at -9 + i/4, the last includes 0.
+    """
+    active = densities[densities > 0].double()
+    places = ((active.log10() + 9) / BIN).floor().long().clamp(0, 35)
+    return torch.bincount(places, minlength=36), int((densities == 0).sum())

@@ -85,7 +85,7 @@ def test_bos_rows_are_left_out_unless_kept(tmp_path: Path) -> None:
             sites=[site],
             directory=tmp_path / str(keep),
             n_tokens=rows,
-            keep_special=keep,
+            exclude_special=not keep,
             dtype="bfloat16",
         )
         assert store.n_rows == rows and store.rows(0)[site].dtype == torch.bfloat16

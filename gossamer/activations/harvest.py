@@ -47,7 +47,7 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
     context: int | None = None,
     batch: int | None = None,
     prepend_bos: bool | None = None,
-    keep_special: bool = False,
+    exclude_special: bool = False,
     progress: bool = False,
 ) -> Store:
     """Store the activations of `n_tokens` tokens of a corpus, all sites in one pass.
@@ -62,7 +62,7 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
         context: tokens of a block; None: the model's context, at most 256.
         batch: blocks that run at once; None: about 8,192 tokens.
         prepend_bos: overrides the family's rule for texts.
-        keep_special: store the rows of BOS tokens too.
+        exclude_special: leave out the rows of BOS tokens.
         progress: show a bar on standard error.
 
     GossamerError when the corpus is smaller than asked, the disk is full, or the directory holds
@@ -78,7 +78,7 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
         "corpus": (source := as_corpus(corpus)).name,
         "context": context,
         "prepend_bos": prepend_bos,
-        "keep_special": keep_special,
+        "exclude_special": exclude_special,
         "shard_tokens": SHARD_TOKENS,
     }
     directory = Path(directory)
@@ -89,9 +89,9 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
     bar = tqdm(total=n_tokens, unit="tok", disable=not progress)
     for number, group in enumerate(in_groups(packed, max(1, SHARD_TOKENS // context))):
         name, tokens = f"shard-{number:05}.safetensors", _tokens_hash(group)
-        count = int(counted(group, keep_special=keep_special).sum())
+        count = int(counted(group, exclude_special=exclude_special).sum())
         if not _whole(directory, known.get(name), tokens):
-            rows = _rows(model, group, (sites, size), keep_special=keep_special)
+            rows = _rows(model, group, (sites, size), exclude_special=exclude_special)
             known[name] = _written(directory / name, rows, about["dtype"], tokens)
             kept = [known[key] for key in sorted(known)]
             write_manifest(directory, about, kept)
@@ -187,12 +187,13 @@ def _rows(
     group: Sequence[TokenBlock],
     how: tuple[Sequence[str], int],
     *,
-    keep_special: bool,
+    exclude_special: bool,
 ) -> Rows:
     """All rows of a shard."""
     sites, size = how
     parts: Iterator[Rows] = (
-        rows_of(model, part, sites, keep_special=keep_special) for part in in_groups(group, size)
+        rows_of(model, part, sites, exclude_special=exclude_special)
+        for part in in_groups(group, size)
     )
     gathered = [{site: rows.cpu() for site, rows in part.items()} for part in parts]
     return {site: torch.cat([part[site] for part in gathered]) for site in sites}

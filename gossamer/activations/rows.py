@@ -34,29 +34,30 @@ class Group(NamedTuple):
 
 @torch.no_grad()
 def rows_of(
-    model: Model, blocks: Sequence[TokenBlock], sites: Sequence[str], *, keep_special: bool
+    model: Model, blocks: Sequence[TokenBlock], sites: Sequence[str], *, exclude_special: bool
 ) -> Rows:
     """Activations at each site of the tokens of some blocks that count, in order."""
-    tokens, mask = _padded(blocks)
+    tokens, mask = padded(blocks)
     batch = TokenBatch(tokens.to(model.device), mask.to(model.device))
     seen: dict[str, Tensor] = {}
     model.forward(batch, {site: remember(seen, site) for site in sites}, to_the_end=False)
-    chosen = counted(blocks, keep_special=keep_special).to(model.device)
+    chosen = counted(blocks, exclude_special=exclude_special).to(model.device)
     return {site: flat(seen[site])[chosen] for site in sites}
 
 
-def counted(blocks: Sequence[TokenBlock], *, keep_special: bool) -> Bool[Tensor, "blocks pos"]:
-    """Which tokens of the padded blocks are rows: real ones, special ones only if kept."""
+def counted(blocks: Sequence[TokenBlock], *, exclude_special: bool) -> Bool[Tensor, "blocks pos"]:
+    """Which tokens of the padded blocks are rows: real ones, special ones unless excluded."""
     longest = max(len(block.tokens) for block in blocks)
     chosen = torch.zeros(len(blocks), longest, dtype=torch.bool)
     for row, block in zip(chosen, blocks, strict=True):
-        row[: len(block.tokens)] = True if keep_special else ~block.special
+        row[: len(block.tokens)] = ~block.special if exclude_special else True
     return chosen
 
 
-def _padded(
+def padded(
     blocks: Sequence[TokenBlock],
 ) -> tuple[Int64[Tensor, "blocks pos"], Bool[Tensor, "blocks pos"]]:
+    """Tokens and mask of blocks, the shorter ones filled up on the right."""
     longest = max(len(block.tokens) for block in blocks)
     tokens = torch.zeros(len(blocks), longest, dtype=torch.long)
     mask = torch.zeros(len(blocks), longest, dtype=torch.bool)

@@ -126,6 +126,9 @@ class LiveActivations:
     context: int | None = None
     """Tokens of a block; None: the model's context, at most 256."""
 
+    exclude_special: bool = False
+    """Whether the rows of BOS tokens are left out."""
+
     @property
     def n_rows(self) -> None:
         """Not known before the corpus has been read."""
@@ -139,6 +142,7 @@ class LiveActivations:
             "weights": fingerprint(self.model),
             "corpus": self.corpus.name,
             "context": self.context,
+            "exclude_special": self.exclude_special,
             "sites": list(self.sites),
         }
 
@@ -156,7 +160,7 @@ class LiveActivations:
             packed = blocks(self.corpus, self.model, context=self.context)
             rows = 0
             for number, group in enumerate(in_groups(packed, LIVE_BLOCKS)):
-                count = int(counted(group, keep_special=False).sum())
+                count = int(counted(group, exclude_special=self.exclude_special).sum())
                 rows += count
                 yield Group(count, partial(self._load, group, (seed, epoch, number)))
             if rows == 0:
@@ -165,7 +169,7 @@ class LiveActivations:
 
     def _load(self, group: list[TokenBlock], place: tuple[int, ...]) -> Rows:
         parts = [
-            rows_of(self.model, part, self.sites, keep_special=False)
+            rows_of(self.model, part, self.sites, exclude_special=self.exclude_special)
             for part in in_groups(group, RUN_BLOCKS)
         ]
         whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}

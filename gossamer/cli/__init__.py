@@ -10,6 +10,7 @@ import sys
 import click
 
 from gossamer.cli.edges import edges_command
+from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.harvest import harvest_command
 from gossamer.cli.train import train_command
 from gossamer.errors import GossamerError
@@ -21,7 +22,7 @@ def cli() -> None:
     """Find, measure and verify sparse circuits in language models."""
 
 
-for _command in (edges_command, harvest_command, train_command):
+for _command in (edges_command, harvest_command, train_command, evaluate_command):
     cli.add_command(_command)
 
 

@@ -22,7 +22,7 @@ import click
 @click.option("--dtype", default=None, help="float32, float16 or bfloat16; default: the model's.")
 @click.option("--context", type=int, default=None, help="Tokens of a block; default: up to 256.")
 @click.option("--batch", type=click.IntRange(min=1), default=None, help="Blocks run at once.")
-@click.option("--keep-special", is_flag=True, help="Store the rows of BOS tokens too.")
+@click.option("--exclude-special", is_flag=True, help="Leave out the rows of BOS tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def harvest_command(model_name: str, directory: Path, **options: Any) -> None:
     """Store activations; the same command again goes on where it was stopped.
@@ -43,7 +43,7 @@ def harvest_command(model_name: str, directory: Path, **options: Any) -> None:
         dtype=options["dtype"],
         context=options["context"],
         batch=options["batch"],
-        keep_special=options["keep_special"],
+        exclude_special=options["exclude_special"],
         progress=sys.stderr.isatty(),
     )
     if options["as_json"]:

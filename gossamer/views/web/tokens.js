@@ -52,3 +52,15 @@ export function element(name, className = "", text = "") {
 export function isolate(className, text) {
   return element("bdi", className, showToken(text));
 }
+
+/** A select with a label for those who do not see it, from [value, text] pairs. */
+export function choice(label, options) {
+  const select = element("select");
+  select.setAttribute("aria-label", label);
+  for (const [value, shown] of options) {
+    const option = element("option", "", shown);
+    option.value = value;
+    select.append(option);
+  }
+  return select;
+}

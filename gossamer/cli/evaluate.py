@@ -1,0 +1,92 @@
+"""`gossamer evaluate`: the report card of SAEs in their model."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gossamer.evaluation import Report
+
+
+@click.command("evaluate", short_help="The report card of SAEs in their model.")
+@click.option("--model", "model_name", default="pico-python", show_default=True)
+@click.option("--saes", "saes_name", default="pico-python", show_default=True)
+@click.option("--site", "sites", multiple=True, help="Only SAEs that write here (repeatable).")
+@click.option(
+    "--corpus",
+    default="stdlib",
+    show_default=True,
+    help="stdlib (its held-out part), a text file or directory, or a file of token ids.",
+)
+@click.option("--tokens", "n_tokens", type=float, default=65_536, show_default=True)
+@click.option("--context", type=int, default=None, help="Tokens of a block; default: up to 256.")
+@click.option("--batch", type=click.IntRange(min=1), default=None, help="Blocks run at once.")
+@click.option("--prompt", "prompts", multiple=True, help="Compare next tokens here (repeatable).")
+@click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page.")
+@click.option("--save", type=click.Path(path_type=Path), default=None, help="Write all as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
+    """Score each SAE alone in its model, its error dropped.
+
+    \b
+    Example:
+      gossamer evaluate --model pico-python --saes runs/r2 --corpus stdlib --html card.html
+    """
+    from gossamer.errors import SiteError
+    from gossamer.evaluation import evaluate
+    from gossamer.library import load_model, load_saes
+
+    model, saes = load_model(model_name), dict(load_saes(saes_name))
+    for site in options["sites"]:
+        if site not in saes:
+            raise SiteError(f"No SAE in {saes_name} writes {site}; there are {', '.join(saes)}.")
+    if options["sites"]:
+        saes = {site: saes[site] for site in options["sites"]}
+    report = evaluate(
+        model,
+        saes,
+        options["corpus"],
+        n_tokens=int(options["n_tokens"]),
+        context=options["context"],
+        batch=options["batch"],
+        prompts=[prompt.replace("\\n", "\n") for prompt in options["prompts"]],
+        progress=sys.stderr.isatty(),
+    )
+    if options["html"] is not None:
+        labels = {site: getattr(sae, "labels", None) for site, sae in saes.items()}
+        report.to_html(options["html"], labels=labels)
+    if options["save"] is not None:
+        report.to_json(options["save"])
+    if options["as_json"]:
+        click.echo(json.dumps(report.to_dict(latents=False), indent=1))
+    else:
+        _print(report)
+
+
+def _print(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    about = report.about
+    table = Table(
+        title=f"{about['model']} on {about['n_tokens']:,} tokens of {about['corpus']}, each SAE "
+        "alone, its error dropped",
+        title_justify="left",
+    )
+    table.add_column("")
+    for site in report.cards:
+        table.add_column(site, justify="right", overflow="fold")
+    names = list(next(iter(report.cards.values())).numbers())
+    for name in names:
+        values = [card.numbers()[name] for card in report.cards.values()]
+        table.add_row(name, *("" if v is None else f"{v:.4g}" for v in values))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for each in report.next_tokens:
+        console.print(f"\nAfter {each.prompt!r}, {each.site_out}:", markup=False)
+        for (token, p), (other, q) in zip(each.clean, each.patched, strict=True):
+            line = f"  {token!r:20} {p:6.1%}   with the SAE {other!r:20} {q:6.1%}"
+            console.print(line, markup=False, highlight=False)

@@ -1,0 +1,206 @@
+"""`evaluate`: two passes over a corpus, then what the weights say, as one card for each SAE."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gossamer.activations.rows import in_groups
+from gossamer.corpus import TokenBlock, as_corpus, blocks
+from gossamer.errors import GossamerError
+from gossamer.evaluation.passes import KINDS, Batch, Losses, Seen, score, see
+from gossamer.evaluation.report import Card, NextTokens, Report, at_positions, share
+from gossamer.evaluation.weights import decoder_neighbours, logit_extremes, round_trip
+from gossamer.metrics import dead_fraction
+from gossamer.models.model import Model
+from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.splice import as_saes, check_saes, chosen_bos, run
+
+BATCH_TOKENS = 2048
+"""Tokens that run at once, about: their logits are in memory."""
+
+N_LOGITS = 5
+"""Tokens kept at either end of a latent's logit effects."""
+
+N_NEXT = 5
+"""Next tokens that are compared."""
+
+
+def evaluate(  # noqa: PLR0913  the public face; everything by name
+    model: Model,
+    saes: Any,
+    corpus: Any = "stdlib",
+    *,
+    n_tokens: int = 65_536,
+    context: int | None = None,
+    batch: int | None = None,
+    prompts: Sequence[str] = (),
+    prepend_bos: bool | None = None,
+    progress: bool = False,
+) -> Report:
+    """The report card of each SAE, spliced alone into the model with its error dropped.
+
+    Args:
+        model: what the SAEs belong to.
+        saes: one, several, or a mapping; transcoders are scored at the site they write.
+        corpus: whatever `as_corpus` takes; "stdlib" is its held-out part.
+        n_tokens: tokens that are scored at least, up to the end of a block.
+        context: tokens of a block; None: the model's context, at most 256.
+        batch: blocks that run at once; None: about 2,048 tokens.
+        prompts: texts after which the most likely next tokens are compared.
+        prepend_bos: overrides what the SAEs' files and the family say.
+        progress: show a bar on standard error.
+
+    BOS tokens and padding take no part: they are neither replaced nor scored. GossamerError when
+    the corpus has fewer tokens than asked.
+    """
+    coders = as_saes(saes)
+    if not coders:
+        raise GossamerError("There is nothing to evaluate: give at least one SAE.")
+    check_saes(model, coders)
+    source = as_corpus(corpus, split="held_out")
+    bos = chosen_bos(prepend_bos, coders.values(), [""])
+    context = min(256, model.context_length) if context is None else context
+    packed = _enough(blocks(source, model, context=context, prepend_bos=bos), n_tokens, source.name)
+    size = max(1, BATCH_TOKENS // context) if batch is None else batch
+    batches = [Batch.of(group, model.device) for group in in_groups(packed, size)]
+    seen: dict[str, Seen] = {}
+    for each in tqdm(batches, desc="seen", disable=not progress):
+        see(model, coders, each, seen, context=context)
+    losses = {site: _none(context, model.device) for site in coders}
+    means = {site: _mean(seen[site]) for site in coders}
+    for each in tqdm(batches, desc="scored", disable=not progress):
+        score(model, coders, each, means=means, losses=losses)
+    counted = sum(int(each.counted.sum()) for each in batches)
+    about = {
+        "model": model.name,
+        "corpus": source.name,
+        "context": context,
+        "n_tokens": counted,
+        "n_predicted": next(iter(losses.values())).n,
+    }
+    cards = {site: _card(model, sae, seen[site], losses[site]) for site, sae in coders.items()}
+    return Report(
+        cards=cards,
+        about=about,
+        next_tokens=_next_tokens(model, coders, prompts, bos),
+        tokens=_named(model, cards),
+    )
+
+
+def _enough(packed: Any, n_tokens: int, name: str) -> list[TokenBlock]:
+    """Blocks with at least `n_tokens` tokens that count."""
+    if n_tokens < 2:
+        raise GossamerError(f"An evaluation needs at least two tokens, got n_tokens={n_tokens}.")
+    found: list[TokenBlock] = []
+    left = n_tokens
+    for block in packed:
+        if len(block.tokens) < 2:
+            continue
+        found.append(block)
+        left -= int((~block.special).sum())
+        if left <= 0:
+            return found
+    raise GossamerError(
+        f"The corpus {name} has {n_tokens - left:,} tokens that count, {n_tokens:,} were asked "
+        "for. Ask for fewer, or give a larger corpus."
+    )
+
+
+def _none(context: int, device: torch.device) -> Losses:
+    return Losses(0, {}, {}, 0, torch.zeros(context, 4, dtype=torch.float64, device=device))
+
+
+def _mean(seen: Seen) -> Tensor:
+    assert seen.unexplained is not None
+    return seen.unexplained.mean
+
+
+def _card(model: Model, sae: SparseCoder, seen: Seen, losses: Losses) -> Card:
+    assert seen.unexplained is not None
+    n, fit = seen.unexplained.n_tokens, seen.unexplained
+    if losses.n == 0:
+        raise GossamerError("No token of this corpus follows another; give longer documents.")
+    ce = {kind: losses.nats[kind] / losses.n for kind in ("clean", *KINDS)}
+    means = {name: value / n for name, value in seen.sums.items()}
+    latents = torch.arange(len(seen.firings))
+    native = sae if isinstance(sae, SAE) else None
+    near = None if native is None or len(latents) < 2 else decoder_neighbours(native, latents, 1)
+    return Card(
+        site_in=sae.site_in,
+        site_out=sae.site_out,
+        mse=fit.mse,
+        mse_per_dim=fit.mse / len(fit.mean),
+        fvu=fit.fvu,
+        explained_variance=1 - fit.fvu,
+        cosine=means["cosine"],
+        l2_ratio=means["l2_ratio"],
+        error_ratio=means["error_ratio"],
+        reconstruction_bias=share(seen.sums["reconstruction"], seen.sums["product"]),
+        l0=means["l0"],
+        l1=means["l1"],
+        dead_fraction=dead_fraction(seen.firings),
+        ce_clean=ce["clean"],
+        ce_patched=ce["patched"],
+        ce_zero_ablated=ce["zero"],
+        ce_mean_ablated=ce["mean"],
+        ce_increase=ce["patched"] - ce["clean"],
+        ce_recovered_zero=share(ce["zero"] - ce["patched"], ce["zero"] - ce["clean"]),
+        ce_recovered_mean=share(ce["mean"] - ce["patched"], ce["mean"] - ce["clean"]),
+        kl=losses.kl["patched"] / losses.n,
+        kl_zero_ablated=losses.kl["zero"] / losses.n,
+        kl_mean_ablated=losses.kl["mean"] / losses.n,
+        top1_agreement=losses.agree / losses.n,
+        firings=seen.firings.cpu(),
+        by_position={
+            **at_positions(seen.by_position, ("tokens", "mse", "l0")),
+            **at_positions(losses.by_position, ("predicted", "ce_clean", "ce_patched", "kl")),
+        },
+        linear_round_trip=None if native is None else round_trip(native, "linear"),
+        active_round_trip=None if native is None else round_trip(native, "active"),
+        neighbours=None if near is None else near[1][:, 0],
+        neighbour_cosines=None if near is None else near[0][:, 0],
+        logits=None if native is None else _logits(model, native, latents),
+    )
+
+
+def _named(model: Model, cards: Mapping[str, Card]) -> dict[int, str]:
+    """The tokens of all logit effects, as text."""
+    sides = [
+        side for card in cards.values() if card.logits is not None for side in card.logits[1::2]
+    ]
+    ids = torch.cat([side.flatten() for side in sides]).unique().tolist() if sides else []
+    return {token: model.token_strings([token])[0] for token in ids}
+
+
+def _logits(model: Model, sae: SAE, latents: Tensor) -> Any:
+    return logit_extremes(model, sae, latents, min(N_LOGITS, model.d_vocab))
+
+
+@torch.no_grad()
+def _next_tokens(
+    model: Model, saes: Mapping[str, SparseCoder], prompts: Sequence[str], bos: bool | None
+) -> tuple[NextTokens, ...]:
+    if isinstance(prompts, str):
+        prompts = (prompts,)
+    found = []
+    for prompt in prompts:
+        clean = _likely(model, run(model, prompt, prepend_bos=bos).logits)
+        for site, sae in saes.items():
+            patched = run(model, prompt, sae, error="dropped", prepend_bos=bos).logits
+            found.append(
+                NextTokens(
+                    prompt=prompt, site_out=site, clean=clean, patched=_likely(model, patched)
+                )
+            )
+    return tuple(found)
+
+
+def _likely(model: Model, logits: Tensor | None) -> tuple[tuple[str, float], ...]:
+    assert logits is not None
+    top = logits[0, -1].float().softmax(-1).topk(min(N_NEXT, logits.shape[-1]))
+    strings = [model.token_strings([token])[0] for token in top.indices.tolist()]
+    return tuple(islice(zip(strings, top.values.tolist(), strict=True), N_NEXT))
