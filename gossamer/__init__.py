@@ -6,6 +6,7 @@ from gossamer.attribution.effects import L1, Density, Edge, Edges
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
 from gossamer.attribution.verify import MeasuredEdge, measure
 from gossamer.corpus import Corpus, as_corpus
+from gossamer.dashboards import Dashboard, dashboard
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
 from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError, SiteError
 from gossamer.evaluation import Card, Report, evaluate
@@ -33,6 +34,7 @@ __all__ = [
     "BatchTopKConfig",
     "Card",
     "Corpus",
+    "Dashboard",
     "DeadConfig",
     "Density",
     "Detach",
@@ -71,6 +73,7 @@ __all__ = [
     "TrainResult",
     "as_corpus",
     "as_source",
+    "dashboard",
     "edges",
     "evaluate",
     "harvest",

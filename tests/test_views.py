@@ -88,7 +88,15 @@ def test_the_views_join(entry: str) -> None:
     assert len(named) == len(set(named))
     assert text.count("export default") == (entry == "matrix_widget.js")
     assert {file.name for file in WEB.glob("*.js")} - reached <= {
-        *("matrix_page.js", "matrix_widget.js", "host.js", "curves.js", "cards.js", "charts.js"),
+        *(
+            "matrix_page.js",
+            "matrix_widget.js",
+            "host.js",
+            "curves.js",
+            "cards.js",
+            "charts.js",
+            "latents.js",
+        ),
     }
 
 

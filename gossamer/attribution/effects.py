@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,6 +21,9 @@ from gossamer.splice import ErrorMode
 
 if TYPE_CHECKING:
     from gossamer.views import MatrixView, NodeColumn
+
+Excerpts = Mapping[str, Mapping[int, Sequence[str]]]
+"""Texts on which latents fire, by site and latent."""
 
 
 class Edge(NamedTuple):
@@ -212,16 +215,26 @@ class Edges:
             raise FormatError(f"{path} does not have the parts of edges; save them again.")
         return Edges(**parts)
 
-    def view(self, *, threshold: float | int = 0.0, cross_only: bool = False) -> "MatrixView":
+    def view(
+        self,
+        *,
+        threshold: float | int = 0.0,
+        cross_only: bool = False,
+        excerpts: Excerpts | None = None,
+    ) -> "MatrixView":
         """The matrix of attributions to look at; entries below the threshold are hidden at first,
-        or all within one position."""
+        or all within one position.
+
+        `excerpts`, by site and latent, are texts shown with a node: {board.site_out:
+        board.excerpts()} of a Dashboard.
+        """
         from gossamer.views import MatrixView
 
         return MatrixView(
             values=_array(self.attributions),
             gradients=_array(self.gradients),
-            rows=_side(self.targets),
-            columns=_side(self.sources),
+            rows=_side(self.targets, excerpts or {}),
+            columns=_side(self.sources, excerpts or {}),
             title=f"{self.sources.site} → {self.targets.site}",
             note=self._note(),
             prompt_tokens=self.tokens,
@@ -235,14 +248,22 @@ class Edges:
         *,
         threshold: float | int = 0.0,
         cross_only: bool = False,
+        excerpts: Excerpts | None = None,
     ) -> Path:
         """The view as one HTML file that opens offline; returns its path."""
-        return self.view(threshold=threshold, cross_only=cross_only).to_html(path)
+        view = self.view(threshold=threshold, cross_only=cross_only, excerpts=excerpts)
+        return view.to_html(path)
 
-    def show(self, *, threshold: float | int = 0.0, cross_only: bool = False) -> Any:
+    def show(
+        self,
+        *,
+        threshold: float | int = 0.0,
+        cross_only: bool = False,
+        excerpts: Excerpts | None = None,
+    ) -> Any:
         """In a notebook the view as a widget, whose `selected` reads and sets the chosen pair;
         elsewhere the page, opened in the browser, and its path."""
-        view = self.view(threshold=threshold, cross_only=cross_only)
+        view = self.view(threshold=threshold, cross_only=cross_only, excerpts=excerpts)
         if _in_notebook():
             return view.widget()
         import webbrowser
@@ -303,9 +324,10 @@ def _named_columns(nodes: NodeTable) -> Iterator[tuple[str, list[Any]]]:
     yield "_value", nodes.values.tolist()
 
 
-def _side(nodes: NodeTable) -> "NodeColumn":
+def _side(nodes: NodeTable, excerpts: Excerpts) -> "NodeColumn":
     from gossamer.views import NodeColumn
 
+    known = excerpts.get(nodes.site, {})
     return NodeColumn(
         name=nodes.site,
         ids=nodes.ids,
@@ -314,6 +336,7 @@ def _side(nodes: NodeTable) -> "NodeColumn":
         indices=nodes.indices.cpu().numpy(),
         values=_array(nodes.values),
         labels=nodes.labels,
+        excerpts=[known.get(i, ()) for i in nodes.indices.tolist()] if known else (),
     )
 
 

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from gossamer.cli.dashboard import dashboard_command
 from gossamer.cli.edges import edges_command
 from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.harvest import harvest_command
@@ -22,7 +23,9 @@ def cli() -> None:
     """Find, measure and verify sparse circuits in language models."""
 
 
-for _command in (edges_command, harvest_command, train_command, evaluate_command):
+for _command in (
+    *(edges_command, harvest_command, train_command, evaluate_command, dashboard_command),
+):
     cli.add_command(_command)
 
 

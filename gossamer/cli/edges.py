@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
+
+from gossamer.errors import GossamerError
 
 
 @click.command("edges", short_help="Which latents drive which latents or logits, on one prompt.")
@@ -56,6 +59,13 @@ import click
     help="The source's error term; dropped leaves it out.",
 )
 @click.option("--html", type=click.Path(), help="Write the matrix as a page that opens offline.")
+@click.option(
+    "--dashboard",
+    "boards",
+    multiple=True,
+    type=click.Path(),
+    help="With --html: a file of `gossamer dashboard --save`, for the texts under the pointer.",
+)
 @click.option("--csv", type=click.Path(), help="Write every edge as a line of a table.")
 @click.option("--save", type=click.Path(), help="Write everything for gossamer.Edges.load.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -103,10 +113,21 @@ def edges_command(prompt: str, model_name: str, saes_name: str | None, **options
 
 def _write(found: Any, options: dict[str, Any]) -> None:
     """The files that were asked for, each named on standard error."""
-    writers = {"html": found.to_html, "csv": found.to_csv, "save": found.save}
+    writers = {"html": _page_writer(found, options), "csv": found.to_csv, "save": found.save}
     for name, write in writers.items():
         if options[name] is not None:
             click.echo(f"Wrote {write(options[name])}", err=True)
+
+
+def _page_writer(found: Any, options: dict[str, Any]) -> Any:
+    """`to_html`, with the texts of the dashboards that were named."""
+    from gossamer.dashboards import Dashboard
+
+    if options["boards"] and options["html"] is None:
+        raise GossamerError("--dashboard gives texts to the page of --html; write that as well.")
+    boards = [Dashboard.load(path) for path in options["boards"]]
+    excerpts = {board.site_out: board.excerpts() for board in boards}
+    return partial(found.to_html, excerpts=excerpts)
 
 
 def _source(site: str) -> Any:

@@ -54,6 +54,9 @@ class NodeColumn:
     labels: Sequence[str]
     """What each means; empty where it is not known."""
 
+    excerpts: Sequence[Sequence[str]] = ()
+    """Texts on which each fires; empty when there are none for any."""
+
     def __post_init__(self) -> None:
         lengths = {
             "ids": len(self.ids),
@@ -62,6 +65,7 @@ class NodeColumn:
             "indices": len(self.indices),
             "values": len(self.values),
             "labels": len(self.labels),
+            "excerpts": len(self.excerpts) or len(self.labels),
         }
         if len(set(lengths.values())) > 1:
             raise ShapeError(f"The fields of {self.name} differ in length: {lengths}.")
@@ -193,6 +197,7 @@ class MatrixView:
                 "ids": list(nodes.ids),
                 "tokens": list(nodes.tokens),
                 "labels": list(nodes.labels),
+                "excerpts": [list(texts) for texts in nodes.excerpts],
             }
         return pack(arrays, about)
 

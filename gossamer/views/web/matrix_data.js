@@ -8,6 +8,7 @@ class Side {
     this.ids = about[name].ids;
     this.tokens = about[name].tokens;
     this.labels = about[name].labels;
+    this.excerpts = about[name].excerpts;
     this.positions = arrays[`${name}.positions`];
     this.indices = arrays[`${name}.indices`];
     this.values = arrays[`${name}.values`];

@@ -16,6 +16,11 @@ function nodeCard(kind, side, node) {
     label.append(element("span", "faint", "means "), isolate("meaning", side.labels[node]));
     card.append(label);
   }
+  for (const text of side.excerpts[node] ?? []) {
+    const line = element("div", "excerpt");
+    line.append(isolate("meaning", text));
+    card.append(line);
+  }
   card.append(element("div", "faint", `value ${short(side.values[node])}`));
   return card;
 }

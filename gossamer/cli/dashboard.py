@@ -1,0 +1,115 @@
+"""`gossamer dashboard`: what latents do over a corpus."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gossamer.errors import GossamerError
+
+
+@click.command("dashboard", short_help="What latents do over a corpus.")
+@click.option("--model", "model_name", default="pico-python", show_default=True)
+@click.option("--saes", "saes_name", default="pico-python", show_default=True)
+@click.option("--site", default=None, help="The SAE that writes here; default: the only one.")
+@click.option("--latents", "wanted", default=None, help="Such as 0-63,100; default: all.")
+@click.option("--corpus", default="stdlib", show_default=True)
+@click.option("--tokens", "n_tokens", type=float, default=262_144, show_default=True)
+@click.option("--context", type=int, default=None, help="Tokens of a block; default: up to 256.")
+@click.option("--batch", type=click.IntRange(min=1), default=None, help="Blocks run at once.")
+@click.option("--text", "texts", multiple=True, help="Try the latents on this (repeatable).")
+@click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page.")
+@click.option(
+    "--save", type=click.Path(path_type=Path), default=None, help="Write the native file."
+)
+@click.option("--labels", is_flag=True, help="Write labels into the SAE's directory (--saes).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
+    """Examples, histogram, logit effects and neighbours of latents, from one pass.
+
+    \b
+    Example:
+      gossamer dashboard --saes runs/r2 --latents 0-63 --html latents.html
+    """
+    from gossamer.dashboards import dashboard
+    from gossamer.library import load_model, load_saes
+    from gossamer.saes.labels import save_labels
+    from gossamer.saes.sae import SAE
+
+    saes = {site: sae for site, sae in load_saes(saes_name).items() if isinstance(sae, SAE)}
+    site = options["site"] or (next(iter(saes)) if len(saes) == 1 else None)
+    if site not in saes:
+        raise GossamerError(f"Say which SAE with --site: {saes_name} has {', '.join(saes)}.")
+    folder = _folder(saes_name, site) if options["labels"] else None
+    board = dashboard(
+        load_model(model_name),
+        saes[site],
+        options["corpus"],
+        latents=None if options["wanted"] is None else numbers(options["wanted"]),
+        n_tokens=int(options["n_tokens"]),
+        context=options["context"],
+        batch=options["batch"],
+        texts=[text.replace("\\n", "\n") for text in options["texts"]],
+        progress=sys.stderr.isatty(),
+    )
+    if options["html"] is not None:
+        board.to_html(options["html"])
+    if options["save"] is not None:
+        board.save(options["save"])
+    if folder is not None:
+        save_labels(board.labels(), folder)
+    excerpts = board.excerpts()
+    rows = [
+        {
+            "latent": latent,
+            "label": board.names[row],
+            "density": board.densities[row].item(),
+            "max": board.maxima[row].item(),
+            "examples": excerpts[latent],
+        }
+        for row, latent in enumerate(board.latents.tolist())
+    ]
+    if options["as_json"]:
+        click.echo(json.dumps({**board.about, "site_out": site, "latents": rows}, indent=1))
+    else:
+        _print(f"{site}, {board.about['n_tokens']:,} tokens of {board.about['corpus']}", rows)
+
+
+def numbers(text: str) -> list[int]:
+    """ "0-3,7" as [0, 1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise GossamerError(f'Latents are numbers and ranges such as "0-63,100", got "{text}".')
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
+
+
+def _folder(saes_name: str, site: str) -> Path:
+    """The directory of the SAE that labels are written into."""
+    for folder in (Path(saes_name), Path(saes_name) / site):
+        if (folder / "sae.json").is_file():
+            return folder
+    raise GossamerError(f"--labels writes into a native SAE's own directory; {saes_name} is none.")
+
+
+def _print(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gossamer.views.text import show_token
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("latent", "density", "max"):
+        table.add_column(heading, justify="right")
+    table.add_column("fires on")
+    table.add_column("strongest examples, each ending where it fires", overflow="fold")
+    for row in rows:
+        shown = "  ".join(show_token(text) for text in row["examples"])
+        numbers = (str(row["latent"]), f"{row['density']:.2%}", f"{row['max']:.3g}")
+        table.add_row(*numbers, Text(row["label"]), Text(shown))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,166 @@
+"""Active (latent, token) pairs of a corpus, gathered in one pass within a bound on memory.
+
+While they fit every pair is kept. Past the bound whole blocks are dropped, latent by latent: kept
+are those with the largest maxima, and a sample by a hash of (latent, block), which does not depend
+on the order or size of batches. What is counted (firings, maxima, tokens, pairs of latents) counts
+all pairs in any case.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+MAX_PAIRS = 8_000_000
+"""Pairs that are kept; 20 bytes each, several times that while they are sorted."""
+
+N_TOP = 32
+"""Blocks with the largest maxima that are kept of each latent, at least."""
+
+N_SAMPLED = 128
+"""Blocks that are kept of each latent as a sample."""
+
+
+class Pairs(NamedTuple):
+    """Columns; `place` is block · context + position."""
+
+    latents: Int64[Tensor, " n"]
+    """Row of the latent among those that are watched."""
+
+    places: Int64[Tensor, " n"]
+    """Where in the corpus."""
+
+    values: Float[Tensor, " n"]
+    """Activations, none 0."""
+
+    def chosen(self, which: Tensor) -> "Pairs":
+        """Some of them."""
+        return Pairs(self.latents[which], self.places[which], self.values[which])
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What is known after some batches."""
+
+    context: int
+    """Positions of a block."""
+
+    firings: Int64[Tensor, " n_latents"]
+    """Tokens on which each watched latent was active."""
+
+    maxima: Float[Tensor, " n_latents"]
+    """The largest activation of each."""
+
+    together: Int64[Tensor, "n_latents d_sae"] | None
+    """Tokens on which both were active; None where that is not counted."""
+
+    all_firings: Int64[Tensor, " d_sae"]
+    """Firings of every latent of the SAE."""
+
+    parts: list[Pairs]
+    """Kept pairs."""
+
+    n_kept: int = 0
+    """How many those are."""
+
+    sampled: bool = False
+    """Whether some pairs were dropped."""
+
+    words: tuple[Tensor, Tensor] | None = None
+    """(latent · d_vocab + token, Σ activation²), the first sorted and unique."""
+
+    def add(
+        self,
+        latents: Float[Tensor, "rows d_sae"],
+        watched: Int64[Tensor, " n_latents"],
+        places: Int64[Tensor, " rows"],
+    ) -> Pairs:
+        """Take in consecutive tokens; returns the watched pairs, in the order of places."""
+        active = latents != 0
+        self.all_firings += active.sum(0).cpu()
+        mine = latents[:, watched]
+        rows, columns = (mine != 0).nonzero(as_tuple=True)
+        values = mine[rows, columns]
+        self.firings += torch.bincount(columns, minlength=len(watched)).cpu()
+        self.maxima = torch.maximum(self.maxima, mine.amax(0).float().cpu())
+        if self.together is not None:
+            firing = active.float()  # products of 0 and 1 below 2²⁴ are exact
+            self.together += (firing[:, watched].T @ firing).long().cpu()
+        pairs = Pairs(columns.cpu(), places[rows.cpu()], values.float().cpu())
+        self.parts.append(pairs)
+        self.n_kept += len(columns)
+        if self.n_kept > MAX_PAIRS:
+            self._drop()
+        return pairs
+
+    def add_words(self, pairs: Pairs, tokens: Int64[Tensor, " n"], d_vocab: int) -> None:
+        """Add up the squares of activations by latent and token."""
+        keys = pairs.latents * d_vocab + tokens
+        squares = pairs.values.double().square()
+        if self.words is not None:
+            keys, squares = torch.cat([self.words[0], keys]), torch.cat([self.words[1], squares])
+        unique, inverse = keys.unique(return_inverse=True)
+        self.words = unique, squares.new_zeros(len(unique)).index_add_(0, inverse, squares)
+
+    def pairs(self) -> Pairs:
+        """All kept pairs in one."""
+        if not self.parts:
+            empty = torch.zeros(0, dtype=torch.long)
+            return Pairs(empty, empty, torch.zeros(0))
+        return Pairs(*(torch.cat(column) for column in zip(*self.parts, strict=True)))
+
+    def in_sample(self, pairs: Pairs) -> Bool[Tensor, " n"]:
+        """Which of the kept pairs are a fair sample: all, until some were dropped."""
+        if not self.sampled:
+            return torch.ones(len(pairs.values), dtype=torch.bool)
+        groups, inverse = _groups(pairs, self.context)
+        return (rank_within(groups.latents, groups.priorities) < N_SAMPLED)[inverse]
+
+    def _drop(self) -> None:
+        """Keep the strongest blocks and the sample of each latent."""
+        pairs = self.pairs()
+        groups, inverse = _groups(pairs, self.context)
+        strongest = rank_within(groups.latents, -groups.maxima.double()) < N_TOP
+        sample = rank_within(groups.latents, groups.priorities) < N_SAMPLED
+        self.parts = [pairs.chosen((strongest | sample)[inverse])]
+        self.n_kept = len(self.parts[0].values)
+        self.sampled = True
+
+
+class _Groups(NamedTuple):
+    """Blocks in which a latent is active."""
+
+    latents: Tensor
+    maxima: Tensor
+    priorities: Tensor
+
+
+def _groups(pairs: Pairs, context: int) -> tuple[_Groups, Int64[Tensor, " n"]]:
+    """The groups, and to which each pair belongs."""
+    blocks = pairs.places // context
+    n_blocks = int(blocks.max()) + 1 if len(blocks) else 1
+    keys, inverse = (pairs.latents * n_blocks + blocks).unique(return_inverse=True)
+    maxima = pairs.values.new_full((len(keys),), -torch.inf)
+    maxima.scatter_reduce_(0, inverse, pairs.values, "amax")
+    return _Groups(keys // n_blocks, maxima, scrambled(keys // n_blocks, keys % n_blocks)), inverse
+
+
+def rank_within(groups: Int64[Tensor, " n"], by: Tensor) -> Int64[Tensor, " n"]:
+    """The place of each within its group, smallest `by` first."""
+    order = by.argsort(stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    ordered = groups[order]
+    starts = torch.searchsorted(ordered, ordered)  # the first of each run
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order)) - starts
+    return ranks
+
+
+def scrambled(a: Int64[Tensor, " n"], b: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """Numbers that look random and are a function of both (the finalizer of MurmurHash3)."""
+    mixed = a * 0x9E3779B1 + b * 0x85EBCA6B
+    for factor in (0x7F51AFD7ED558CCD, 0x44CEB9FE1A85EC53):
+        mixed = (mixed ^ ((mixed >> 33) & 0x7FFFFFFF)) * factor
+    return mixed ^ ((mixed >> 33) & 0x7FFFFFFF)
