@@ -23,7 +23,7 @@ from gossamer.activations.store import (
     sha256_of,
     write_manifest,
 )
-from gossamer.corpus import TokenBlock, as_corpus, blocks
+from gossamer.corpus import TokenBlock, as_corpus, blocks, puts_bos
 from gossamer.errors import FormatError, GossamerError
 from gossamer.models.model import Model
 from gossamer.saes.native import write_tensors
@@ -77,7 +77,7 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
         "dtype": _dtype(model, dtype),
         "corpus": (source := as_corpus(corpus)).name,
         "context": context,
-        "prepend_bos": prepend_bos,
+        "prepend_bos": puts_bos(source, model, prepend_bos),
         "exclude_special": exclude_special,
         "shard_tokens": SHARD_TOKENS,
     }

@@ -22,7 +22,7 @@ from gossamer.activations.rows import (
     shuffled,
 )
 from gossamer.activations.store import MANIFEST_FILE, Store, load_shard
-from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks
+from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks, puts_bos
 from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 
@@ -142,6 +142,7 @@ class LiveActivations:
             "weights": fingerprint(self.model),
             "corpus": self.corpus.name,
             "context": self.context,
+            "prepend_bos": puts_bos(self.corpus, self.model, None),
             "exclude_special": self.exclude_special,
             "sites": list(self.sites),
         }

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
 from gossamer.cli.edges import edges_command
 from gossamer.cli.evaluate import evaluate_command
@@ -25,6 +26,7 @@ def cli() -> None:
 
 for _command in (
     *(edges_command, harvest_command, train_command, evaluate_command, dashboard_command),
+    convert_command,
 ):
     cli.add_command(_command)
 

@@ -67,6 +67,14 @@ def blocks(
         yield _block(stream, begins, bos)
 
 
+def puts_bos(corpus: Corpus, model: Model, prepend_bos: bool | None) -> bool | None:
+    """Whether `blocks` puts a BOS token before texts; None for token ids, which are as given."""
+    first = next(iter(corpus.documents()), None)
+    if not isinstance(first, str):
+        return None
+    return _bos(model, "a", model.tokenize("a", prepend_bos=False), prepend_bos) is not None
+
+
 def _bos(model: Model, text: str, ids: list[int], prepend_bos: bool | None) -> int | None:
     """The token put before a text, if there is one."""
     whole = model.tokenize(text, prepend_bos)
