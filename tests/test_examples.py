@@ -48,6 +48,25 @@ def test_latent_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "less" in texts[7] and texts[8].count("predicted") == 10
 
 
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq", "ignore::ResourceWarning")
+def test_train_sae(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    cells = [c for c in executed(EXAMPLES / "train_sae.ipynb").cells if c.cell_type == "code"]
+    texts = [text_of(cell) for cell in cells]
+    assert "rows, " in texts[1]
+    losses = [float(line.split("loss")[1].split()[0]) for line in texts[2].splitlines()]
+    assert len(losses) >= 5 and losses[-1] < losses[0] / 2
+    assert "iframe" in cells[3].outputs[0]["data"]["text/html"]
+    assert texts[4].count("median") == 6
+    assert texts[5].count("with the SAE") == 10
+    numbers = dict(line.split() for line in texts[6].splitlines())
+    assert float(numbers["fvu"]) < 0.4 and float(numbers["ce_recovered_zero"]) > 0.75
+    assert len(texts[7].splitlines()) == 3
+
+
 def test_notebooks_are_kept_without_outputs() -> None:
     notebooks = sorted(EXAMPLES.glob("*.ipynb"))
     assert notebooks

@@ -37,6 +37,7 @@ from gossamer.training.schedules import learning_rate
 from gossamer.training.start import first_look, new_trainee
 from gossamer.training.step import Outcome, descend_, new_optimizer, outcome
 from gossamer.training.trainee import Trainee
+from gossamer.views.curves import curves_to_html
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,10 @@ class TrainResult:
     def saes(self) -> dict[str, SAE]:
         """The SAE by the site it writes, as `gossamer.run` takes it."""
         return {self.sae.site_out: self.sae}
+
+    def to_html(self, path: str | Path, *, log: bool = False) -> Path:
+        """Write the curves as a page that opens offline, at first with a log axis if asked."""
+        return curves_to_html(self.history, path, title=f"Training {self.sae.site_out}", log=log)
 
 
 @dataclass(frozen=True, slots=True)
