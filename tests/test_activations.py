@@ -159,6 +159,26 @@ def test_a_harvest_run_again_makes_only_what_is_missing(
     assert made(tmp_path, 230).n_rows >= 230  # goes on
 
 
+def test_a_shard_that_is_not_this_harvests_is_refused_when_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the same size, of another model, and one with a single bit changed."""
+    small(monkeypatch)
+    store = made(tmp_path / "own")
+    other = tiny_model("gpt2_inverse_layer", torch.float32)
+    options = {"sites": SITES, "context": 8, "batch": 3, "n_tokens": 150}
+    harvest(other, corpus(), directory=tmp_path / "other", **options)
+    first, foreign = (
+        folder / store.shards[0].file for folder in (tmp_path / "own", tmp_path / "other")
+    )
+    assert first.stat().st_size == foreign.stat().st_size
+    whole = first.read_bytes()
+    for content in (foreign.read_bytes(), whole[:-1] + bytes([whole[-1] ^ 1])):
+        first.write_bytes(content)
+        with pytest.raises(FormatError, match=f"{first.name} is damaged, or not of this harvest"):
+            next(Store.open(tmp_path / "own").batches(4, seed=0))
+
+
 def test_another_harvest_in_the_same_directory_is_refused(tmp_path: Path) -> None:
     made(tmp_path)
     before = shard_bytes(tmp_path)

@@ -93,9 +93,18 @@ class Store:
         return self.about["widths"][site]
 
     def rows(self, number: int) -> Rows:
-        """The rows of one shard, in the order of the corpus, as stored."""
+        """The rows of one shard, in the order of the corpus, as stored.
+
+        FormatError unless the file is, byte for byte, the one that was harvested.
+        """
         shard = self.shards[number]
-        return load_shard(self.directory / shard.file)
+        file = self.directory / shard.file
+        if not file.is_file() or sha256_of(file) != shard.sha256:
+            raise FormatError(
+                f"{file} is damaged, or not of this harvest: the manifest lists another hash. "
+                "Run the same harvest again to remake it."
+            )
+        return load_shard(file)
 
     def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
         """Endless shuffled batches of `size` rows, float32, number `start` first.
