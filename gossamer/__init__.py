@@ -10,8 +10,19 @@ from gossamer.dashboards import Dashboard, dashboard
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
 from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError, SiteError
 from gossamer.evaluation import Card, Report, evaluate
+from gossamer.jacobian import (
+    Jacobian,
+    JacobianReport,
+    jacobian_of_weights,
+    jacobian_over,
+    jacobian_tables,
+    measure_jacobian,
+    mlp_jacobian,
+    sweeps,
+)
 from gossamer.kernels.sparse import SparseLatents
 from gossamer.library import load_model, load_sae, load_saes
+from gossamer.models.mlps import MLP
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.splice import Trace, run
@@ -24,6 +35,7 @@ from gossamer.training.config import (
     TrainConfig,
 )
 from gossamer.training.gated import GatedConfig
+from gossamer.training.joint import JacobianConfig
 from gossamer.training.jumprelu import JumpReLUConfig
 from gossamer.training.loop import TrainResult, train
 from gossamer.training.relu import ReLUConfig
@@ -43,11 +55,15 @@ __all__ = [
     "FormatError",
     "GatedConfig",
     "GossamerError",
+    "Jacobian",
+    "JacobianConfig",
+    "JacobianReport",
     "JumpReLUConfig",
     "L1",
     "Latents",
     "LogitDifference",
     "Logits",
+    "MLP",
     "MeasuredEdge",
     "Model",
     "OptimizerConfig",
@@ -77,10 +93,16 @@ __all__ = [
     "edges",
     "evaluate",
     "harvest",
+    "jacobian_of_weights",
+    "jacobian_over",
+    "jacobian_tables",
     "load_model",
     "load_sae",
     "load_saes",
     "measure",
+    "measure_jacobian",
+    "mlp_jacobian",
     "run",
+    "sweeps",
     "train",
 ]

@@ -23,8 +23,17 @@ from gossamer.sites import parse_site
 BUNDLED_MODELS = ("pico-python",)
 """Models inside the package."""
 
-BUNDLED_SAES = {"pico-python": "resid", "pico-python/resid": "resid"}
+BUNDLED_SAES = {
+    "pico-python": "resid",
+    "pico-python/resid": "resid",
+    "pico-python/transcoders": "transcoders",
+    "pico-python/jacobian": "jacobian",
+}
 """Bundled sets of SAEs, and the folder of each beside its model."""
+
+
+TRAINING_FOLDERS = {"checkpoints", "tensorboard"}
+"""Folders beside the SAEs of a run."""
 
 
 def assets() -> Path:
@@ -170,6 +179,27 @@ def load_saes(
 ) -> Mapping[str, SparseCoder]:
     """A set of SAEs, keyed by the site each one writes: a bundled set, or a directory of SAE
     directories."""
+    writers: dict[str, list[str]] = {}
+    saes: dict[str, SparseCoder] = {}
+    for member in sae_directories(source):
+        sae = load_sae(member, device=device, dtype=dtype)
+        writers.setdefault(sae.site_out, []).append(str(member))
+        saes[sae.site_out] = sae
+    for site, members in writers.items():
+        if len(members) > 1:
+            count = "Two" if len(members) == 2 else len(members)
+            raise FormatError(
+                f"{count} SAEs in {source} write {site}; load them one by one: "
+                f"{', '.join(members)}."
+            )
+    return saes
+
+
+def sae_directories(source: str | Path, *, strict: bool = False) -> list[Path]:
+    """The directories of a bundled set or of a directory of SAEs, which may be one itself.
+
+    `strict` refuses one with folders that hold no SAE, but for those that training leaves.
+    """
     name = str(source)
     if name in BUNDLED_SAES:
         directory = assets() / name.split("/")[0] / BUNDLED_SAES[name]
@@ -179,22 +209,21 @@ def load_saes(
         raise FormatError(
             f"No SAEs called {name}. Give a directory, or one of: {', '.join(BUNDLED_SAES)}."
         )
-    members = (
-        [directory] if _holds_sae(directory) else sorted(filter(_holds_sae, directory.iterdir()))
-    )
+    if _holds_sae(directory):
+        return [directory]
+    members = sorted(filter(_holds_sae, directory.iterdir()))
     if not members:
         raise FormatError(
             f"{name} holds no SAE directories. Give a directory with one folder for each SAE."
         )
-    saes: dict[str, SparseCoder] = {}
-    for member in members:
-        sae = load_sae(member, device=device, dtype=dtype)
-        if sae.site_out in saes:
-            raise FormatError(
-                f"Two SAEs in {name} write {sae.site_out}; load them one by one with load_sae."
-            )
-        saes[sae.site_out] = sae
-    return saes
+    known = {member.name for member in members} | TRAINING_FOLDERS
+    others = sorted(f.name for f in directory.iterdir() if f.is_dir() and f.name not in known)
+    if strict and others:
+        raise FormatError(
+            f"{name} holds {len(members)} SAEs and what is none: {', '.join(others[:5])}. Give a "
+            "directory of nothing but SAEs, or one of them."
+        )
+    return members
 
 
 def _holds_sae(directory: Path) -> bool:

@@ -1,12 +1,8 @@
-"""Harvest, store and sources: rows against plain hooks, orders, damage, and a real kill."""
+"""Harvest, store and sources: rows against plain hooks, orders, damage."""
 
 import itertools
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,8 @@ from torch import Tensor
 
 import gossamer
 from gossamer.activations import LiveActivations, Store, TensorActivations, as_source, harvest
-from gossamer.activations import harvest as harvest_function
-from gossamer.corpus import as_corpus
+from gossamer.activations.store import Shard, sha256_of, shard_order, write_manifest
+from gossamer.corpus import Corpus, as_corpus
 from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
 from tests.tiny_models import tiny_model
 
@@ -252,61 +248,53 @@ def test_a_store_trains_an_sae(tmp_path: Path) -> None:
     assert live.sae.d_sae == 24
 
 
-CHILD = """
-import sys, torch
-from pathlib import Path
-from tests.test_activations import made, module
-module.SHARD_TOKENS = 32
-torch.set_num_threads(1)
-print("ready", flush=True)
-made(Path(sys.argv[1]), 220)
-print("done", flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+def test_as_many_rows_as_asked_up_to_a_block_and_then_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_TOKENS", 32)
-    made(tmp_path / "whole", 220)
-    root = Path(gossamer.__file__).parent.parent
-    environment = os.environ | {"JAXTYPING_DISABLE": "1"}
-    killed = 0
-    for attempt in range(10):
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path / "killed")],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            env=environment,
-        ) as child:
-            assert child.stdout is not None and child.stdout.readline() == "ready\n"
-            time.sleep(0.005 + 0.012 * attempt)
-            child.send_signal(signal.SIGKILL)
-            killed += child.wait() == -signal.SIGKILL
-    assert killed >= 5
-    made(tmp_path / "killed", 220)
-    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="A limit on file size as Linux has it.")
-def test_a_full_disk_is_told_in_words_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """/dev/full is a disk without room: the second shard is led there."""
+    """A longer harvest makes the last shard again; it is as if it had been asked at first."""
     small(monkeypatch)
-    write = module.write_tensors
+    for n_tokens in (1, 30, 50, 130):
+        assert n_tokens <= made(tmp_path / "grown", n_tokens).n_rows < n_tokens + 8
+    made(tmp_path / "at once", 130)
+    assert shard_bytes(tmp_path / "grown") == shard_bytes(tmp_path / "at once")
+    assert made(tmp_path / "grown", 20).n_rows >= 130  # more is left as it is
 
-    def full(tensors: Any, path: Path) -> None:
-        if path.name == "shard-00001.safetensors":
-            with Path("/dev/full").open("wb", buffering=0) as file:
-                file.write(b"x" * 100)
-        write(tensors, path)
 
-    monkeypatch.setattr(module, "write_tensors", full)
-    with pytest.raises(GossamerError, match="disk is full.*shard-00001.*run the same harvest"):
-        made(tmp_path)
-    monkeypatch.setattr(module, "write_tensors", write)
-    assert Store.open(tmp_path).n_rows > 0 and harvest_function is harvest
-    assert made(tmp_path).n_rows >= 150
+def test_a_row_is_traced_to_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store, documents = made(tmp_path), corpus()
+    found = [store.tokens(i) for i in range(len(store.shards))]
+    tokens = torch.cat([each for each, _ in found]).tolist()
+    starts = torch.cat([each for _, each in found])
+    flat = [token for document in documents for token in document]
+    firsts = [i == 0 for document in documents for i in range(len(document))]
+    assert tokens == flat[: len(tokens)] and starts.tolist() == firsts[: len(tokens)]
+
+
+def test_the_same_corpus_under_another_name_goes_on(tmp_path: Path) -> None:
+    made(tmp_path / "acts", 20)
+    np.save(tmp_path / "one.npy", np.array(sum(corpus(), []), dtype=np.uint16))
+    named = Corpus("elsewhere", as_corpus(corpus()).documents)
+    assert made(tmp_path / "acts", 60, named).about["corpus"] == "token ids"
+
+
+def test_a_batch_is_mixed_from_many_sequences(tmp_path: Path) -> None:
+    """scale.md 2.3: m_w = 1 + B·L / (open rows), at the size of GPT-2: 16 shards of 65,536 rows,
+    of which memory holds 1.33; L = 256, B = 4096."""
+    site, length, n_shards, rows = SITES[0], 16, 16, 4096  # all sizes but m_w's by 16
+    shards = []
+    for number in range(n_shards):
+        file = tmp_path / f"shard-{number:05}.safetensors"
+        sequence = torch.arange(rows) // length + number * rows // length
+        save_file({site: sequence[shard_order(rows), None].float()}, file)
+        size, sha = file.stat().st_size, sha256_of(file)
+        shards.append(Shard(file=file.name, rows=rows, size=size, sha256=sha, tokens="-"))
+    write_manifest(tmp_path, {"model": "tiny", "widths": {site: 1}}, shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gossamer.activations.store.IN_MEMORY", 4 * rows * 4 // 3)
+        store = Store.open(tmp_path)
+        m_w = []
+        for batch in itertools.islice(store.batches(4096, seed=0), 16):
+            counts = batch[site][:, 0].long().bincount().double()
+            m_w.append((counts.square().sum() / counts.sum()).item())
+        assert sum(m_w) / len(m_w) < 1 + 4096 * length / (8 * rows) * 1.2, m_w

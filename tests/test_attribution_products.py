@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gossamer.attribution import products
-from gossamer.attribution.directions import read_rows, write_rows
 from gossamer.attribution.nodes import (
     Clean,
     Directions,
@@ -27,6 +26,7 @@ from gossamer.attribution.targets import Latents, LogitDifference, Logits
 from gossamer.models.between import Between
 from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.taps import Tap, remember
+from gossamer.saes.rows import read_rows, write_rows
 from tests.plain_injection import plain_products
 from tests.tiny_models import tiny_model
 from tests.tiny_saes import tiny_sae
@@ -54,10 +54,14 @@ def ends(target: Any, family: str = "llama", at: dict[str, Tap] | None = None) -
         clean = Clean(model, IDS, model.token_strings(IDS), values)
         first, last = (tiny_sae("topk", s, 16, seed=n) for n, s in enumerate((FIRST, LAST)))
         nodes = active_latents(Latents(FIRST), first, clean)
-        sources = Directions(nodes, FIRST, write_rows(first, nodes, clean))
+        sources = Directions(
+            nodes, FIRST, write_rows(first, nodes.indices, clean.at(FIRST)[nodes.positions])
+        )
         if isinstance(target, Latents):
             nodes = active_latents(target, last, clean)
-            targets = Directions(nodes, LAST, read_rows(last, nodes, clean))
+            targets = Directions(
+                nodes, LAST, read_rows(last, nodes.indices, clean.at(LAST)[nodes.positions])
+            )
         else:
             targets = Directions(logit_nodes(target, clean), "logits", None)
     between = Between(model.layout, FIRST, targets.site, settings, values, at or {})

@@ -173,7 +173,7 @@ def test_help_has_an_example() -> None:
         (("--from", "tokens"), "Missing option '--to'"),
         (
             ("--from", "tokens", "--to", "logits", "--html", "/nowhere/page.html"),
-            "/nowhere/page.html cannot be written as a page",
+            "/nowhere/page.html cannot be written",
         ),
         (("--from", "tokens", "--to", "logits", "--hold", "mlps"), "none of the SAEs passed is"),
         (("--from", "tokens", "--to", "logits", "--tpo", "3"), "No such option.*--tpo"),

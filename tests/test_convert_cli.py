@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 import gossamer
 from gossamer.cli import cli
-from gossamer.errors import FormatError
+from gossamer.errors import DiskError, FormatError
+from tests.small_disk import fill, small_disk
 from tests.tiny_saes import tiny_sae
 
 SITES = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre")
@@ -44,3 +45,40 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["notes.txt"]
     with pytest.raises(FormatError, match="No SAEs called"):
         convert(tmp_path / "none", "--to", "sae-lens", tmp_path / "new")
+
+
+def test_all_are_written_or_none(tmp_path: Path) -> None:
+    """The second has no place in SAELens."""
+    tiny_sae("topk", SITES[0], 12).save(tmp_path / "runs" / "a")
+    out = "blocks.0.hook_mlp_out"
+    transcoder = tiny_sae("topk", "blocks.0.mlp.hook_in", 12, site_out=out)
+    transcoder.save(tmp_path / "runs" / "b")
+    with pytest.raises(FormatError, match="SAELens has no topk transcoder"):
+        convert(tmp_path / "runs", "--to", "sae-lens", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    convert(tmp_path / "runs", "--to", "gossamer", tmp_path / "out")
+    (tmp_path / "runs" / "c").mkdir()
+    with pytest.raises(FormatError, match="2 SAEs and what is none: c"):
+        convert(tmp_path / "runs", "--to", "gossamer", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_sweep_is_converted_by_folder(tmp_path: Path) -> None:
+    for folder in ("00-a", "01-b"):
+        tiny_sae("topk", SITES[0], 12).save(tmp_path / "sweep" / folder)
+    (tmp_path / "sweep" / "checkpoints").mkdir()
+    found = convert(tmp_path / "sweep", "--to", "sae-lens", tmp_path / "out")
+    names = [str(tmp_path / "out" / folder) for folder in ("00-a", "01-b")]
+    assert [each["directory"] for each in found["saes"]] == names
+    assert gossamer.load_sae(names[1]).site_in == SITES[0]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    for site in SITES:
+        tiny_sae("topk", site, 64).save(tmp_path / "runs" / site)
+    with small_disk(tmp_path / "disk", 100) as disk:
+        fill(disk, 28_000)  # room for the first
+        for wanted in ("sae-lens", "gossamer"):
+            with pytest.raises(DiskError, match="disk is full.*Nothing was converted"):
+                convert(tmp_path / "runs", "--to", wanted, disk / "out")
+        assert [file.name for file in disk.iterdir()] == ["taken"]

@@ -1,5 +1,6 @@
 """Corpora: what can be one, how documents are packed, and mistakes in words."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 import gossamer
-from gossamer.corpus import as_corpus, blocks
+from gossamer.activations.rows import counted
+from gossamer.corpus import Corpus, as_corpus, blocks, puts_bos
 from gossamer.errors import FormatError, GossamerError
+from gossamer.models.model import Model
 from tests.tiny_files import save_model
 from tests.tiny_models import tiny_model
 
@@ -66,7 +69,7 @@ def test_files_and_directories_of_text(tmp_path: Path) -> None:
     assert list(as_corpus(str(tmp_path / "a.txt")).documents()) == ["first"]
     (tmp_path / "c.bin").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(FormatError, match="c.bin is not UTF-8"):
-        list(as_corpus(tmp_path).documents())
+        as_corpus(tmp_path)
 
 
 def test_a_dataset_is_rows_with_a_column() -> None:
@@ -111,3 +114,135 @@ def test_mistakes(tmp_path: Path) -> None:
         list(blocks(as_corpus([[1, 2]]), model, context=1))
     with pytest.raises(GossamerError, match="Token id 999 is not among the 37"):
         list(blocks(as_corpus([[1, 999]]), model))
+
+
+def test_what_is_plainly_no_text_is_left_out_of_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    (tmp_path / "c.dat").write_bytes(b"one\0two")
+    assert list(as_corpus(tmp_path).documents()) == ["x = 1"]
+    (tmp_path / "z.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(FormatError, match=r"z\.txt is not UTF-8"):  # before anything runs
+        as_corpus(tmp_path)
+
+
+def test_arrays_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither `puts_bos` nor the first block touches the end of a file."""
+    model = tiny_model("gpt2")
+    ids = np.random.default_rng(0).integers(0, 37, 1000).astype(">u2")
+    np.save(tmp_path / "ids.npy", ids)
+    monkeypatch.setattr(sys.modules["gossamer.corpus.blocks"], "READ_TOKENS", 64)
+    corpus = as_corpus(tmp_path / "ids.npy")
+    (mapped,) = list(corpus.documents())
+    assert isinstance(mapped, np.memmap) and puts_bos(corpus, model, None) is None
+    found = list(blocks(corpus, model, context=8))
+    assert torch.equal(torch.cat([b.tokens for b in found]), torch.from_numpy(ids.astype(int)))
+    assert [int(b.starts.sum()) for b in found] == [1] + [0] * 124
+    ids[900] = 40
+    np.save(tmp_path / "ids.npy", ids)
+    read = []
+    with pytest.raises(GossamerError, match="Token id 40 is not among the 37"):
+        read.extend(iter(blocks(as_corpus(tmp_path / "ids.npy"), model, context=8)))
+
+
+def test_puts_bos_reads_no_document(model: Any) -> None:
+    def never() -> Any:
+        raise AssertionError
+
+    assert puts_bos(Corpus("texts", never, is_text=True), model, None) is True
+    assert puts_bos(Corpus("ids", never, is_text=False), model, None) is None
+
+
+class Padding:
+    """A tokenizer of tiny models with another padding token than BOS."""
+
+    bos_token_id, pad_token_id = 0, 36
+
+
+@pytest.mark.parametrize("lengths", [(5,), (12, 3), (0, 9)])
+def test_padding_at_the_end_of_token_rows_is_special(lengths: tuple[int, ...]) -> None:
+    model = Model(tiny_model("gpt2").language_model, Padding())
+    ids = torch.full((len(lengths), 12), 36)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = torch.arange(length)
+        row[2:3] = 36  # in the middle it is a token
+    found = list(blocks(as_corpus(ids), model, context=4))
+    special = torch.cat([block.special for block in found]).reshape(ids.shape)
+    for row, kept in zip(ids.tolist(), special.tolist(), strict=True):
+        end = max((i + 1 for i, token in enumerate(row) if token != 36), default=0)
+        assert kept == [i >= end or token == 0 for i, token in enumerate(row)]
+    assert sum(int(counted([b], exclude_special=True).sum()) for b in found) == int(
+        (~special).sum()
+    )
+
+
+def test_real_datasets(tmp_path: Path, model: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"a cat {i}", "code": "b" * i} for i in range(1, 6)]
+    whole = datasets.Dataset.from_list(rows)
+    streaming = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    for what in (whole, streaming, whole.to_iterable_dataset()):
+        corpus = as_corpus(what, column="code")
+        assert list(corpus.documents()) == list(corpus.documents()) == [r["code"] for r in rows]
+        assert len(list(blocks(corpus, model, context=4))) > 0
+    whole.save_to_disk(str(tmp_path / "saved"))
+    assert list(as_corpus(tmp_path / "saved").documents()) == [r["text"] for r in rows]
+    both = datasets.DatasetDict({"train": whole, "test": whole})
+    both.save_to_disk(str(tmp_path / "both"))
+    assert len(list(as_corpus(str(tmp_path / "both" / "test")).documents())) == 5
+    for what, words in (
+        (both, "got a DatasetDict with the keys 'train', 'test'"),
+        (tmp_path / "both", "both/train, .*both/test"),
+    ):
+        with pytest.raises(GossamerError, match=words):
+            as_corpus(what)
+
+
+def test_datasets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    name = f"hf:{tmp_path / 'data'}"
+    corpus = as_corpus(f"{name}:test", column="body")
+    assert corpus.name == f"{name}:test" and list(corpus.documents()) == ["one", "two"]
+    for wrong, words in (
+        (name, f"several splits; give one of them: {name}:train, {name}:test"),
+        (f"{name}:valid", "could not be loaded .*hf:NAME:SPLIT"),
+        (f"hf:{tmp_path / 'none'}", "could not be loaded"),
+    ):
+        with pytest.raises(GossamerError, match=words):
+            as_corpus(wrong)
+
+
+def test_mistakes_in_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "objects.npy", np.array([1, "a"], dtype=object))
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "none.npy", np.zeros(0, dtype=np.int32))
+    cases: list[tuple[Any, str]] = [
+        (tmp_path / "objects.npy", "objects.npy is damaged, or no plain array"),
+        (tmp_path / "cut.npy", "cut.npy is damaged"),
+        (tmp_path / "empty.npy", "empty.npy is damaged"),
+        (tmp_path / "none.npy", "at least one token"),
+        ("x" * 5000, "of 5,000 characters.*a text itself stands in a list"),
+        ("a\0b", "There is no corpus"),
+        ([None], "got NoneType at place 0"),
+        ([1.5], "got float at place 0"),
+        ([1, 2.5], "Token ids are integers, got float"),
+        ([True, False], "got bool at place 0"),
+        ([[1, True]], "got bool in the list at place 0"),
+        ([b"a"], "got bytes at place 0"),
+        (b"abc", "got bytes"),
+        (["a", 1], "got int at place 1"),
+        (np.array([True, False]), "got bool of shape"),
+        (torch.tensor([1.0]), "got float32"),
+    ]
+    for what, words in cases:
+        with pytest.raises(GossamerError, match=words):
+            as_corpus(what)
+    for value, kind in ((None, "NoneType"), (3, "int")):
+        with pytest.raises(GossamerError, match=f'"text" .* holds texts, got {kind} in row 1'):
+            list(as_corpus([{"text": "a"}, {"text": value}]).documents())
+    assert list(as_corpus([{"code": "a"}], column="code").documents()) == ["a"]

@@ -13,10 +13,13 @@ import gossamer
 from gossamer.cli import cli
 from gossamer.dashboards import Dashboard, dashboard
 from gossamer.dashboards import pairs as pairs_module
+from gossamer.dashboards import together as together_module
 from gossamer.dashboards.pairs import rank_within
+from gossamer.dashboards.together import Together
 from gossamer.errors import FormatError, GossamerError
 from gossamer.models.model import Model
 from gossamer.saes import SAE
+from gossamer.saes.sae import SparseLatents
 from tests.browser import launched, opened
 from tests.tiny_models import tiny_model
 from tests.tiny_saes import tiny_sae
@@ -180,8 +183,58 @@ def test_mistakes_are_said() -> None:
     for latents, got in (([20], "20"), ([], "none"), ([1, 1], "one twice")):
         with pytest.raises(GossamerError, match=f"from 0 to 19, got {got}"):
             dashboard(model, sae, IDS, latents=latents)
-    with pytest.raises(GossamerError, match="no tokens that count"):
+    with pytest.raises(GossamerError, match="1 token at least, got n_tokens=0"):
         dashboard(model, sae, IDS, n_tokens=0)
+    with pytest.raises(GossamerError, match="no tokens that count"):
+        dashboard(model, sae, [[]])
+
+
+def test_texts_are_looked_at_before_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sae = gossamer.load_model("pico-python"), gossamer.load_saes("pico-python")
+    coder = sae["blocks.2.hook_resid_pre"]
+    assert isinstance(coder, SAE)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the pass has begun")
+
+    monkeypatch.setattr(type(model), "forward", never)
+    for text, words in (("", "text to try is empty"), ("x = 1\n" * 2000, "context holds")):
+        with pytest.raises(GossamerError, match=words):
+            dashboard(model, coder, ["import os\n"], texts=[text])
+        with pytest.raises(GossamerError, match=words):
+            gossamer.evaluate(model, coder, ["import os\n"], prompts=[text])
+
+
+@pytest.mark.parametrize("product_from", [0.0, 10.0])
+def test_pairs_of_latents_are_counted_either_way(
+    product_from: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, and by a product; rows of any length, also none."""
+    monkeypatch.setattr(together_module, "PRODUCT_FROM", product_from)
+    monkeypatch.setattr(together_module, "TOKENS_AT_ONCE", 7)
+    generator = torch.Generator().manual_seed(1)
+    active = torch.rand(50, 23, generator=generator) < torch.rand(50, 1, generator=generator) ** 3
+    active[:4] = False
+    watched = torch.tensor([3, 22, 0, 11])
+    table = Together(watched, 23)
+    for part in active.split(20):
+        sparse = SparseLatents.from_dense(part.float())
+        table.add_(sparse.indices, sparse.offsets)
+    both = active[:, watched].float().T @ active.float()
+    assert torch.equal(table.counts, both.int())
+
+
+def test_a_table_that_is_too_large_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together_module, "MAX_ENTRIES", 79)
+    board = board_of()
+    assert board.together is None
+    assert "4 × 20 pairs are more than the 79" in board.about["no_together"]
+    assert "no_together" in board.to_html(tmp_path / "page.html").read_text()
+    assert Dashboard.load(board.save(tmp_path / "board")).about == board.about
+    monkeypatch.undo()
+    assert board_of().about["no_together"] is None
 
 
 def test_a_text_is_tried_as_it_runs() -> None:
@@ -254,10 +307,22 @@ def test_the_command_lists_saves_and_labels(tmp_path: Path) -> None:
         catch_exceptions=False,
     )
     assert drawn.exit_code == 0 and page.exists()
-    for wrong in ("a", "3-", "1--2"):
-        assert "ranges such as" in str(
-            CliRunner().invoke(cli, [*arguments[:3], "--latents", wrong]).exception
-        )
+    for wrong, words in (
+        *((text, "ranges such as") for text in ("a", "3-", "1--2", "²", "٣", "")),
+        *((text, "from 0 to 2047, and a range rises") for text in ("5-3", "0-999999999", "2048")),
+    ):
+        found = CliRunner().invoke(cli, [*arguments[:3], "--latents", wrong])
+        assert words in str(found.exception), wrong
+    for option, value, words in (
+        ("--html", str(tmp_path / "none" / "page.html"), "cannot be written"),
+        ("--save", str(tmp_path), "cannot be written"),
+        ("--tokens", "0", "whole number from 1 on"),
+        ("--context", "0", "not in the range"),
+    ):
+        found = CliRunner().invoke(cli, [*arguments[:3], option, value])
+        assert found.exit_code == 2 and words in found.output, option
+    found = CliRunner().invoke(cli, [*arguments[:3], "--text", ""])
+    assert "--text is empty" in str(found.exception)
 
 
 def test_a_matrix_shows_excerpts_under_its_nodes() -> None:

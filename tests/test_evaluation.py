@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import Tensor
 
 import gossamer
 from gossamer.cli import cli
-from gossamer.errors import GossamerError
+from gossamer.errors import DiskError, GossamerError
 from gossamer.evaluation import Card, evaluate
 from gossamer.evaluation.weights import decoder_neighbours, direct_logits, round_trip
 from gossamer.metrics import density_histogram
 from gossamer.models.model import Model
 from gossamer.saes import SAE, ReLU
+from tests.small_disk import fill, small_disk
 from tests.tiny_models import FAMILIES, tiny_model
 from tests.tiny_saes import ARCHITECTURES, OwnSAE, plain_latents, tiny_sae
 
@@ -302,3 +304,73 @@ def test_the_command_prints_saves_and_draws(tmp_path: Path) -> None:
     assert "ce_recovered_zero" in table and "with the SAE" in table
     wrong = CliRunner().invoke(cli, ["evaluate", "--site", "nowhere"])
     assert "No SAE in pico-python writes nowhere" in str(wrong.exception)
+
+
+def test_what_would_fail_at_the_end_fails_at_the_start(tmp_path: Path) -> None:
+    for arguments, words in (
+        (["--html", str(tmp_path / "none" / "card.html")], "cannot be written"),
+        (["--save", str(tmp_path)], "cannot be written"),
+        *((["--tokens", text], "whole number from 1 on") for text in ("nan", "inf", "-5", "0")),
+        (["--context", "0"], "not in the range"),
+    ):
+        done = CliRunner().invoke(cli, ["evaluate", *arguments])
+        assert done.exit_code == 2 and words in done.output, arguments
+    for arguments, words in (
+        (["--prompt", ""], "--prompt is empty"),
+        (["--context", "2"], "BOS and one token.*give 3 to"),
+        (["--dashboard", str(tmp_path / "none")], "write that as well"),
+        (["--corpus", str(tmp_path / "none")], "There is no corpus"),
+    ):
+        done = CliRunner().invoke(cli, ["evaluate", "--tokens", "9", *arguments])
+        assert re.search(words, str(done.exception)), arguments
+    model, sae = tiny_model("gpt2"), tiny_sae("topk", SITE, 16)
+    with pytest.raises(GossamerError, match="has no tokens"):
+        evaluate(model, sae, [[]], n_tokens=28)
+
+
+def test_padding_counts_for_nothing_in_any_pass() -> None:
+    """The card of padded rows is that of the rows without it."""
+
+    class Padding:
+        bos_token_id, pad_token_id = None, 36
+
+        def decode(self, ids: list[int]) -> str:
+            return str(ids)
+
+    sae = tiny_sae("topk", SITE, 16)
+    model = Model(tiny_model("gpt2").language_model, Padding())
+    rows = torch.full((3, 16), 36)
+    documents = [[token % 36 for token in ids] for ids in IDS]
+    for row, ids in zip(rows, documents, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    n = sum(map(len, documents))
+    plain_card = evaluate(model, sae, documents, n_tokens=n)[SITE]
+    agree(evaluate(model, sae, rows, n_tokens=n)[SITE], plain_card.numbers())
+    boards = [gossamer.dashboard(model, sae, what) for what in (documents, rows)]
+    assert torch.equal(boards[0].firings, boards[1].firings)
+
+
+def test_a_sweep_says_which_and_takes_one(tmp_path: Path) -> None:
+    site = "blocks.2.hook_resid_pre"
+    sae = gossamer.load_sae(f"pico-python/resid/{site}")
+    for folder in (f"00-{site}", f"01-{site}"):
+        sae.save(tmp_path / "sweep" / folder)
+    arguments = ["evaluate", "--tokens", "300", "--json", "--saes"]
+    both = CliRunner().invoke(cli, [*arguments, str(tmp_path / "sweep")])
+    assert re.search(rf"Two SAEs .* write {site}; .*one by one: .*00-{site}, ", str(both.exception))
+    one = CliRunner().invoke(
+        cli, [*arguments, str(tmp_path / "sweep" / f"00-{site}"), "--no-prepend-bos"]
+    )
+    assert one.exit_code == 0 or "prepend_bos" in str(one.exception)
+    one = CliRunner().invoke(cli, [*arguments, str(tmp_path / "sweep" / f"00-{site}")])
+    assert list(json.loads(one.stdout)["saes"]) == [site]
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    report = evaluate(tiny_model("gpt2"), tiny_sae("topk", SITE, 16), IDS, n_tokens=27)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        fill(disk)
+        for write in (report.to_json, report.to_html):
+            with pytest.raises(DiskError, match="could not be written: the disk is full"):
+                write(disk / "report")
+        assert [file.name for file in disk.iterdir()] == ["taken"]

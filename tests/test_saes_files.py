@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer.errors import FormatError
+from gossamer.errors import DiskError, FormatError
 from gossamer.saes import (
     SAE,
     Gated,
@@ -20,6 +20,9 @@ from gossamer.saes import (
     is_native,
     load_native,
 )
+from gossamer.saes.labels import save_labels
+from gossamer.saes.native import write_tensors, write_text
+from tests.small_disk import fill, small_disk
 
 D_IN, D_OUT, D_SAE = 6, 5, 9
 SITE, SITE_OUT = "blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"
@@ -284,3 +287,31 @@ def test_truncated_labels(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(FormatError, match="labels.json.gz is damaged"):
         load_native(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sae.safetensors", "sae.json", "labels.json.gz"])
+def test_a_full_disk_leaves_what_was_there(name: str, tmp_path: Path) -> None:
+    old = make_sae(labels=LABELS)
+    text = "".join(map(chr, torch.randint(33, 999, (30_000,)).tolist()))  # which gzip cannot shrink
+    with small_disk(tmp_path / "disk", 200) as disk:
+        old.save(disk / "run")
+        before = {file.name: file.read_bytes() for file in (disk / "run").iterdir()}
+        fill(disk, 8192)
+        large = {
+            "sae.safetensors": lambda: write_tensors({"a": torch.zeros(9000)}, disk / "run" / name),
+            "sae.json": lambda: write_text(text, disk / "run" / name),
+            "labels.json.gz": lambda: save_labels(Labels(((text,),), None), disk / "run"),
+        }
+        with pytest.raises(DiskError, match=f"{name} could not be written: the disk is full"):
+            large[name]()
+        assert before == {file.name: file.read_bytes() for file in (disk / "run").iterdir()}
+        assert_same(old, load_native(disk / "run"))
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DiskError, match="cannot be made"):
+        make_sae().save(tmp_path / "file" / "run")
+    for path in (tmp_path, tmp_path / "none" / "a.json"):
+        with pytest.raises(DiskError, match="cannot be written; name a file in a directory"):
+            write_text("a", path)

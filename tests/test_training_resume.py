@@ -3,20 +3,23 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import gossamer.training.checkpoints as checkpoints_file
-from gossamer.errors import FormatError, GossamerError
+from gossamer.errors import DiskError, FormatError, GossamerError
 from gossamer.saes import SAE, load_native
 from gossamer.training.batchtopk import BatchTopKConfig
-from gossamer.training.checkpoints import checkpoints
+from gossamer.training.checkpoints import append_log, checkpoints
 from gossamer.training.config import (
     DeadConfig,
     OptimizerConfig,
@@ -25,6 +28,7 @@ from gossamer.training.config import (
     TrainConfig,
 )
 from gossamer.training.gated import GatedConfig
+from gossamer.training.interrupt import Interrupt
 from gossamer.training.jumprelu import JumpReLUConfig
 from gossamer.training.loop import train
 from gossamer.training.relu import ReLUConfig
@@ -35,15 +39,17 @@ EVERY_STEP = RunConfig(checkpoint_seconds=0.0, log_steps=4)
 
 ARCHITECTURES = {
     "topk": TopKConfig(k=4),
+    "topk bfloat16": TopKConfig(k=4, encode_in="bfloat16"),
     "batchtopk": BatchTopKConfig(k=4),
     "relu": ReLUConfig(),
     "gated": GatedConfig(),
     "jumprelu": JumpReLUConfig(),
+    "jumprelu target": JumpReLUConfig(penalty="target", target_l0=4.0),
 }
 
 
 def settings(kind: str, **options: object) -> TrainConfig:
-    remedy = "auxk" if kind.endswith("topk") else "resample"
+    remedy = "auxk" if "topk" in kind else "resample"
     return TrainConfig(
         sae=ARCHITECTURES[kind],
         d_sae=48,
@@ -120,7 +126,9 @@ def test_two_in_one_pass_resume_and_equal_each_alone(tmp_path: Path) -> None:
 def test_other_settings_are_refused_in_one_sentence(tmp_path: Path) -> None:
     train(settings("topk"), rows(), directory=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(GossamerError, match=r"configs\.0\.seed 0, not 1.*another directory"):
+    with pytest.raises(
+        GossamerError, match=r"other settings \(configs\.0\.seed 0, not 1.*another directory"
+    ):
         train(settings("topk", seed=1), rows(), directory=tmp_path)
     other = Rows(rows().tensors, about={"model": "another"})
     with pytest.raises(GossamerError, match='source.model "tiny", not "another"'):
@@ -128,15 +136,115 @@ def test_other_settings_are_refused_in_one_sentence(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_batch_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    source = rows()
-    source.bad_step = 10
-    with pytest.raises(GossamerError, match=rf"step 10 of {SITE} .* activations .*step-00000010"):
-        train(settings("topk"), source, directory=tmp_path, run=EVERY_STEP)
-    good = rows()
-    resumed = train(settings("topk"), good, directory=tmp_path, run=EVERY_STEP)
-    straight = train(settings("topk"), good)
+def stopped(directory: Path, config: TrainConfig, *, at: int, error: Any = Stopped) -> Path:
+    """A run that a callback has stopped after some steps; its newest checkpoint."""
+
+    def stopping(row: dict) -> None:
+        if row["step"] == at:
+            raise error
+
+    with pytest.raises(error):
+        train(config, rows(), directory=directory, callbacks=[stopping], run=EVERY_STEP)
+    return checkpoints(directory)[-1]
+
+
+@pytest.mark.parametrize("from_callback", [True, False])
+def test_an_interrupted_run_keeps_the_step_it_is_in(from_callback: bool, tmp_path: Path) -> None:
+    def interrupting(row: dict) -> None:
+        if row["step"] == 8:
+            if from_callback:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+    never = RunConfig(checkpoint_seconds=1e6, log_steps=4)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings("topk"), rows(), directory=tmp_path, callbacks=[interrupting], run=never)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-00000008"]
+    resumed = train(settings("topk"), rows(), directory=tmp_path, run=never)
+    straight = train(settings("topk"), rows(), run=never)
     assert all(torch.equal(t, bits(resumed.sae)[n]) for n, t in bits(straight.sae).items())
+    assert without_times(resumed.history) == without_times(straight.history)
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.wanted
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second one came through")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB; skipped where none can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def filled(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes of the disk."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / ".filler").write_bytes(bytes(free - left))
+    return disk / ".filler"
+
+
+def test_a_disk_that_is_really_full_loses_nothing(small_disk: Path) -> None:
+    run, straight = small_disk / "run", train(settings("topk"), rows(), run=EVERY_STEP)
+    filler = filled(small_disk, 0)
+    with pytest.raises(GossamerError, match=r"run.json could not be written: the disk is full"):
+        train(settings("topk"), rows(), directory=run, run=EVERY_STEP)
+    assert list(run.iterdir()) == []
+    filler.unlink()
+    filler = filled(small_disk, 60_000)  # two checkpoints have room, not three
+    with pytest.raises(GossamerError, match=r"could not be written.*goes on from step"):
+        train(settings("topk"), rows(), directory=run, run=EVERY_STEP)
+    assert not list(run.rglob("*.partial")) and checkpoints(run)
+    filler.unlink()
+    resumed = train(settings("topk"), rows(), directory=run, run=EVERY_STEP)
+    assert all(torch.equal(t, bits(resumed.sae)[n]) for n, t in bits(straight.sae).items())
+    assert without_times(resumed.history) == without_times(straight.history)
+
+
+def test_a_log_that_could_not_be_written_ends_in_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n')
+
+    class Full:
+        """A file that has room for half."""
+
+        def __init__(self) -> None:
+            self.file = path.open("a")
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, text: str) -> None:
+            self.file.write(text[: len(text) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    full = Full()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: full)
+    with pytest.raises(GossamerError, match=r"log.jsonl could not be written .*No space left"):
+        append_log(tmp_path, [{"step": 2}])
+    monkeypatch.undo()
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +252,12 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
         if len(written) == 5:
-            path.with_name(path.name + ".partial").write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+            raise DiskError(f"{path} could not be written: the disk is full. Make room.")
         written.append(path)
         real(tensors, path, metadata)
 
     monkeypatch.setattr(checkpoints_file, "write_tensors", full)
-    with pytest.raises(GossamerError, match=r"No space left.*goes on from step 5"):
+    with pytest.raises(GossamerError, match=r"disk is full.*goes on from step 5"):
         train(settings("topk"), rows(), directory=tmp_path, run=EVERY_STEP)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         "step-00000004.safetensors",

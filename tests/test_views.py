@@ -96,6 +96,7 @@ def test_the_views_join(entry: str) -> None:
             "cards.js",
             "charts.js",
             "latents.js",
+            "jacobian.js",
         ),
     }
 

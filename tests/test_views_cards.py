@@ -53,6 +53,8 @@ def report() -> dict:
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     text = cards_to_html(report(), tmp_path / "card.html", labels={SITE: [HOSTILE] * 3}).read_text()
     assert HOSTILE not in text and "<td>0.125</td>" in text
+    options = {"excerpts": {SITE: {1: [HOSTILE]}, "elsewhere": {0: ["x"]}}}
+    assert HOSTILE not in cards_to_html(report(), tmp_path / "card.html", **options).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,19 @@ def browser() -> Iterator:
 
 @pytest.mark.browser
 def test_the_card_shows_numbers_and_orders_latents(browser, tmp_path: Path) -> None:
-    path = cards_to_html(report(), tmp_path / "card.html", labels={SITE: ["x", "y", "z"]})
+    excerpts = {SITE: {2: ["what fires", "and this"], 0: []}}
+    path = tmp_path / "card.html"
+    cards_to_html(report(), path, labels={SITE: ["x", "y", "z"]}, excerpts=excerpts)
     with opened(browser, path) as page:
         numbers = page.locator(".numbers tr").filter(has_text="fvu")
         assert numbers.locator("td").nth(1).inner_text() == "0.125"
         assert page.locator(".densities rect.bar").count() == 2
         rows = page.locator(".latents tr")
         assert rows.nth(1).locator("td").first.inner_text() == "2"  # the densest first
+        rows.nth(1).hover()
+        assert page.locator(".tip .excerpt").all_inner_texts() == ["what fires", "and this"]
+        rows.nth(2).hover()
+        assert page.locator(".tip").is_hidden()
         page.get_by_label("order of latents").select_option("-linear_round_trip_max_ratio")
         firsts = [rows.nth(i).locator("td").first.inner_text() for i in (1, 2, 3)]
         assert firsts == ["2", "0", "1"]  # what has no number comes last

@@ -18,6 +18,7 @@ class Rows:
     tensors: dict[str, Tensor]
     about: Mapping[str, Any] = field(default_factory=lambda: {"model": "tiny"})
     bad_step: int | None = None
+    bad_site: str | None = None  # None: the first
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class Rows:
             chosen = torch.randint(0, self.n_rows, (size,), generator=generator)
             batch = {site: tensor[chosen] for site, tensor in self.tensors.items()}
             if number == self.bad_step:
-                batch[self.sites[0]][0, 0] = float("nan")
+                batch[self.bad_site or self.sites[0]][0, 0] = float("nan")
             yield batch
             number += 1
 

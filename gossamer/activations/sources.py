@@ -1,8 +1,15 @@
-"""Where training takes activations from: one protocol, and what can be made into it."""
+"""Where training takes activations from: one protocol, and what can be made into it.
 
+`about` says where a source's activations come from and ends in a digest of them, so that a run that
+continues with other ones is found out: of a store its shards' hashes, of tensors some of their
+rows, of a live run the model's weights and the first documents.
+"""
+
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,11 +33,14 @@ from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks, puts_bos
 from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 
-LIVE_BLOCKS = 64
-"""Blocks whose rows are shuffled together when nothing is stored."""
-
 RUN_BLOCKS = 32
 """Blocks that run at once."""
+
+DIGEST_ROWS = 1024
+"""Rows of a tensor that its digest is of, spread evenly over all of them."""
+
+DIGEST_DOCUMENTS = 64
+"""Documents that a corpus' digest is of, the first ones."""
 
 
 @runtime_checkable
@@ -68,7 +78,7 @@ class TensorActivations:
     tensors: Mapping[str, Float[Tensor, "rows width"]]
     """By site."""
 
-    about: Mapping[str, Any]
+    origin: Mapping[str, Any]
     """Where they come from."""
 
     def __post_init__(self) -> None:
@@ -86,6 +96,17 @@ class TensorActivations:
     def n_rows(self) -> int:
         """Rows of one epoch."""
         return len(next(iter(self.tensors.values())))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Where they come from, their number, and a digest of shapes, dtypes and some rows."""
+        digest = hashlib.sha256()
+        for site, values in sorted(self.tensors.items()):
+            digest.update(f"{site} {values.dtype} {tuple(values.shape)} ".encode())
+            step = max(1, len(values) // DIGEST_ROWS)
+            some = torch.cat([values[::step], values[-1:]])
+            digest.update(some.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return {**self.origin, "rows": self.n_rows, "digest": digest.hexdigest()[:16]}
 
     def width(self, site: str) -> int:
         """Width of the rows at a site."""
@@ -110,8 +131,8 @@ class TensorActivations:
 class LiveActivations:
     """Activations of a corpus made as they are asked for, nothing stored.
 
-    Runs of 64 blocks, in the order of the corpus, are shuffled each by itself. Starting at a later
-    batch tokenizes what comes before it, and runs the model only from there.
+    Runs of `shuffle_blocks` blocks, in the order of the corpus, are shuffled each by itself.
+    Starting at a later batch tokenizes what comes before it, and runs the model only from there.
     """
 
     model: Model
@@ -129,6 +150,17 @@ class LiveActivations:
     exclude_special: bool = False
     """Whether the rows of BOS tokens are left out."""
 
+    shuffle_blocks: int = 64
+    """Blocks whose rows are in memory and shuffled together: more mix a batch better."""
+
+    def __post_init__(self) -> None:
+        longest = self.model.context_length
+        if self.context is not None and not 2 <= self.context <= longest:
+            raise GossamerError(
+                f"context is how many tokens a block has, 2 to {longest} for {self.model.name}, "
+                f"got {self.context}."
+            )
+
     @property
     def n_rows(self) -> None:
         """Not known before the corpus has been read."""
@@ -136,7 +168,7 @@ class LiveActivations:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Model, corpus and sites."""
+        """Model, corpus, sites, and a digest of the first documents."""
         return {
             "model": self.model.name,
             "weights": fingerprint(self.model),
@@ -144,7 +176,9 @@ class LiveActivations:
             "context": self.context,
             "prepend_bos": puts_bos(self.corpus, self.model, None),
             "exclude_special": self.exclude_special,
+            "shuffle_blocks": self.shuffle_blocks,
             "sites": list(self.sites),
+            "digest": _documents_digest(self.corpus),
         }
 
     def width(self, site: str) -> int:
@@ -160,7 +194,7 @@ class LiveActivations:
         while True:
             packed = blocks(self.corpus, self.model, context=self.context)
             rows = 0
-            for number, group in enumerate(in_groups(packed, LIVE_BLOCKS)):
+            for number, group in enumerate(in_groups(packed, self.shuffle_blocks)):
                 count = int(counted(group, exclude_special=self.exclude_special).sum())
                 rows += count
                 yield Group(count, partial(self._load, group, (seed, epoch, number)))
@@ -175,6 +209,18 @@ class LiveActivations:
         ]
         whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}
         return shuffled(whole, *place)
+
+
+def _documents_digest(corpus: Corpus) -> str:
+    """16 hexadecimal digits of the first documents: reading all of them would be too dear."""
+    digest = hashlib.sha256()
+    for document in islice(corpus.documents(), DIGEST_DOCUMENTS):
+        if isinstance(document, str):
+            digest.update(f"text {len(document)} {document}".encode("utf-8", "surrogatepass"))
+        else:
+            digest.update(f"ids {len(document)} ".encode())
+            digest.update(np.asarray(document, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def as_source(what: Any, site: str | None = None) -> ActivationSource:
@@ -211,7 +257,7 @@ def _from_path(path: Path, site: str | None) -> ActivationSource:
     if (path / MANIFEST_FILE).is_file():
         return Store.open(path)
     if path.suffix == ".npy" and path.is_file():
-        return _from_tensor(torch.from_numpy(np.load(path, mmap_mode="c")), site, path.name)
+        return _from_tensor(_loaded(path), site, path.name)
     if path.suffix == ".safetensors" and path.is_file():
         tensors = {name: _two_axes(values, name) for name, values in load_shard(path).items()}
         return TensorActivations(tensors, {"from": path.name})
@@ -219,6 +265,15 @@ def _from_path(path: Path, site: str | None) -> ActivationSource:
         f"There are no activations at {path}: give a store's directory, or a .npy or .safetensors "
         "file."
     )
+
+
+def _loaded(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (ValueError, OSError, TypeError, EOFError) as error:
+        raise FormatError(
+            f"{path} holds no activations that can be read ({error}); save numbers (rows, width)."
+        ) from error
 
 
 def _from_tensor(values: Tensor, site: str | None, name: str) -> TensorActivations:

@@ -1,20 +1,29 @@
 """A store: activations of a corpus at some sites, on disk as safetensors shards with a manifest.
 
 Every shard holds the rows of a fixed run of blocks, so a shard is a function of model, corpus and
-settings, and can be made again by itself. The manifest names what they were, and each shard's size
-and SHA-256. Both are written under a temporary name and moved into place, the manifest last.
+settings, and can be made again by itself. Its rows lie in the order of a permutation, so that any
+part of it is a sample of all its sequences, with the token of each row and whether a document
+starts there. The manifest names what the shards were made from, and each one's size and SHA-256.
+Both are written under a temporary name and moved into place, the manifest last.
+
+A batch is read from parts of several shards. With L tokens a sequence, a batch of B rows has
+
+    m_w = 1 + B · L / (rows of the shards that are open together)
+
+rows of the same sequence for each of its rows, 1 being best.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from jaxtyping import Bool, Int32
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,10 +31,17 @@ from gossamer.activations.rows import Group, Rows, cut, order_of, shuffled
 from gossamer.errors import FormatError, GossamerError, SiteError
 from gossamer.saes.native import write_text
 
-FORMAT, VERSION = "gossamer.store", 1
+FORMAT, VERSION = "gossamer.store", 2
 MANIFEST_FILE = "manifest.json"
+TOKENS, STARTS = "tokens", "starts"
+"""Names in a shard, beside the sites: the token of each row, and whether a document starts there;
+since version 2, in which rows are permuted."""
+
 IN_MEMORY = 256 * 2**20
-"""Bytes of rows that are shuffled together while reading, at most, but at least one shard."""
+"""Bytes of rows that are shuffled together while reading, at most."""
+
+OPEN_SHARDS = 8
+"""Shards that are read together, at least, where there are as many; under twice as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +63,9 @@ class Shard:
     tokens: str
     """SHA-256 of the token ids of its blocks."""
 
+    blocks: int = 0
+    """How many blocks of the corpus it holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -56,10 +75,16 @@ class Store:
     """Where it is."""
 
     about: Mapping[str, Any]
-    """Model, sites, dtype, corpus, context: what decides its content."""
+    """Model, sites, dtype, corpus, context: what decides its content; with the number of rows and
+    a digest of the shards."""
 
     shards: tuple[Shard, ...]
     """Its files, in the order of the corpus."""
+
+    remade: tuple[str, ...] = field(default=(), compare=False)
+    """Files that were missing or damaged and that the harvest that gave this store made again."""
+
+    _checked: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def open(directory: str | Path) -> "Store":
@@ -72,9 +97,10 @@ class Store:
             file = directory / shard.file
             if not file.is_file() or file.stat().st_size != shard.size:
                 raise FormatError(
-                    f"{file} is missing or cut short; run the same harvest again to remake it."
+                    f"{file} is missing or cut short; run the same harvest again to remake it, "
+                    "with as many tokens or fewer."
                 )
-        return Store(directory, about, shards)
+        return Store(directory, about | _identity(shards), shards)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -93,46 +119,103 @@ class Store:
         return self.about["widths"][site]
 
     def rows(self, number: int) -> Rows:
-        """The rows of one shard, in the order of the corpus, as stored.
+        """The rows of one shard by site, in the order of the corpus, as stored.
 
         FormatError unless the file is, byte for byte, the one that was harvested.
         """
+        tensors = self._in_order(number)
+        return {site: tensors[site] for site in self.sites}
+
+    def tokens(self, number: int) -> tuple[Int32[Tensor, " rows"], Bool[Tensor, " rows"]]:
+        """The token of each of these rows, and whether a document starts there."""
+        tensors = self._in_order(number)
+        return tensors[TOKENS], tensors[STARTS]
+
+    def _in_order(self, number: int) -> dict[str, Tensor]:
+        tensors = load_shard(self._whole(number))
+        back = shard_order(self.shards[number].rows).argsort()
+        return {name: values[back] for name, values in tensors.items()}
+
+    def _whole(self, number: int) -> Path:
+        """A shard's file. FormatError unless it is the manifest's, which is looked at again only
+        when the file has changed."""
         shard = self.shards[number]
         file = self.directory / shard.file
-        if not file.is_file() or sha256_of(file) != shard.sha256:
-            raise FormatError(
-                f"{file} is damaged, or not of this harvest: the manifest lists another hash. "
-                "Run the same harvest again to remake it."
-            )
-        return load_shard(file)
+        state = file.stat() if file.is_file() else None
+        mark = None if state is None else (state.st_mtime_ns, state.st_size)
+        if mark is None or self._checked.get(shard.file) != mark:
+            if mark is None or sha256_of(file) != shard.sha256:
+                raise FormatError(
+                    f"{file} is damaged, or not of this harvest: the manifest lists another hash. "
+                    "Run the same harvest again to remake it."
+                )
+            self._checked[shard.file] = mark
+        return file
 
     def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
         """Endless shuffled batches of `size` rows, float32, number `start` first.
 
-        Shards come in a new order in each epoch; as many as fit in memory are shuffled together.
-        The order is a function of seed, batch number and manifest.
+        Shards come in a new order in each epoch, and parts of several are shuffled together, as
+        many rows as fit in memory. The order is a function of seed, batch number and manifest.
         """
         if size < 1:
             raise GossamerError(f"A batch has at least 1 row, got size={size}.")
         return cut(self._groups(seed), size, start)
 
     def _groups(self, seed: int) -> Iterator[Group]:
-        row = sum(self.about["widths"].values()) * 4
-        longest = max(shard.rows for shard in self.shards)
-        together = max(1, IN_MEMORY // (row * longest))
+        most = max(1, IN_MEMORY // (sum(self.about["widths"].values()) * 4))
         epoch = 0
         while True:
-            order = order_of(len(self.shards), seed, epoch).tolist()
-            for first in range(0, len(order), together):
-                members = order[first : first + together]
-                count = sum(self.shards[i].rows for i in members)
-                yield Group(count, partial(self._load, members, (seed, epoch, first)))
+            order = order_of(len(self.shards), seed, epoch)
+            for members in order.tensor_split(max(1, len(order) // OPEN_SHARDS)):
+                together = members.tolist()
+                n_parts = -(-sum(self.shards[i].rows for i in together) // most)
+                for turn in range(n_parts):
+                    pieces = [self._piece(i, (seed, epoch), turn, n_parts) for i in together]
+                    count = sum(stop - start for _, start, stop in pieces)
+                    place = (seed, epoch, together[0], turn)
+                    yield Group(count, partial(self._load, pieces, place))
             epoch += 1
 
-    def _load(self, members: list[int], place: tuple[int, ...]) -> Rows:
-        parts = [self.rows(number) for number in members]
+    def _piece(
+        self, number: int, place: tuple[int, int], turn: int, n_parts: int
+    ) -> tuple[int, int, int]:
+        """(shard, first row, end) of what a shard gives on one turn of `n_parts`."""
+        part = int(order_of(n_parts, *place, number)[turn])
+        rows = self.shards[number].rows
+        return number, rows * part // n_parts, rows * (part + 1) // n_parts
+
+    def _load(self, pieces: list[tuple[int, int, int]], place: tuple[int, ...]) -> Rows:
+        parts = [
+            read_part(self._whole(number), self.sites, slice(start, stop))
+            for number, start, stop in pieces
+            if start < stop
+        ]
         whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}
         return shuffled(whole, *place)
+
+
+def shard_order(n_rows: int) -> Tensor:
+    """Which row of the corpus' order each row of a shard is."""
+    return order_of(n_rows, VERSION)
+
+
+def read_part(file: Path, sites: tuple[str, ...], part: slice) -> Rows:
+    """Some rows of a shard as they lie."""
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return {site: shard.get_slice(site)[part] for site in sites}
+    except (SafetensorError, OSError) as error:
+        raise FormatError(
+            f"{file} is damaged ({error}); run the same harvest again to remake it."
+        ) from error
+
+
+def _identity(shards: tuple[Shard, ...]) -> dict[str, Any]:
+    """What a store that has grown, or is of other bytes, has otherwise."""
+    listed = " ".join(f"{shard.file} {shard.rows} {shard.sha256}" for shard in shards)
+    digest = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    return {"rows": sum(shard.rows for shard in shards), "digest": digest}
 
 
 def load_shard(file: Path) -> dict[str, Tensor]:
@@ -159,11 +242,17 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = (manifest["format"], manifest["version"])
-        about, shards = manifest["about"], tuple(Shard(**each) for each in manifest["shards"])
+        listed = manifest["shards"] if known == (FORMAT, VERSION) else []
+        about, shards = manifest["about"], tuple(Shard(**each) for each in listed)
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is damaged ({error}).") from error
+        raise FormatError(
+            f"{path} is damaged ({error}); remove {directory} and harvest again."
+        ) from error
     if known != (FORMAT, VERSION):
-        raise FormatError(f"{path} is {known[0]} {known[1]}, not {FORMAT} {VERSION}.")
+        raise FormatError(
+            f"{path} is {known[0]} {known[1]}, this release reads {FORMAT} {VERSION}; harvest "
+            "again into another directory."
+        )
     return about, shards
 
 

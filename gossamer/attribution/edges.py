@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gossamer.attribution.budget import Sizes, at_once, free_memory
-from gossamer.attribution.directions import read_rows, write_rows
 from gossamer.attribution.effects import Edges
 from gossamer.attribution.nodes import (
     Clean,
@@ -43,6 +42,7 @@ from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import HOLDABLE, Model
 from gossamer.models.prompts import TokenBatch, are_many, as_prompts
 from gossamer.models.taps import Tap, remember
+from gossamer.saes.rows import read_rows, write_rows
 from gossamer.saes.sae import SparseCoder
 from gossamer.sites import is_before, parse_site
 from gossamer.splice import ErrorMode, Plan, as_saes, check_saes, chosen_bos
@@ -206,7 +206,8 @@ def _source(job: _Job, clean: Clean) -> Directions:
     if isinstance(job.source, Latents):
         sae = sae_at(job.source.site, job.saes)
         nodes = active_latents(job.source, sae, clean)
-        return Directions(nodes, sae.site_out, write_rows(sae, nodes, clean))
+        x = clean.at(sae.site_in)[nodes.positions]
+        return Directions(nodes, sae.site_out, write_rows(sae, nodes.indices, x))
     site = _token_site(job.model)
     return Directions(token_nodes(clean), site, clean.at(site))
 
@@ -222,7 +223,8 @@ def _target(job: _Job, clean: Clean) -> Directions:
     if isinstance(job.target, Latents):
         sae = sae_at(job.target.site, job.saes)
         nodes = active_latents(job.target, sae, clean)
-        return Directions(nodes, sae.site_in, read_rows(sae, nodes, clean))
+        x = clean.at(sae.site_in)[nodes.positions]
+        return Directions(nodes, sae.site_in, read_rows(sae, nodes.indices, x))
     return Directions(logit_nodes(job.target, clean), "logits", None)
 
 

@@ -9,11 +9,13 @@ import sys
 
 import click
 
+from gossamer.cli.bench import bench_command
 from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
 from gossamer.cli.edges import edges_command
 from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.harvest import harvest_command
+from gossamer.cli.jacobian import jacobian_command
 from gossamer.cli.train import train_command
 from gossamer.errors import GossamerError
 
@@ -25,8 +27,15 @@ def cli() -> None:
 
 
 for _command in (
-    *(edges_command, harvest_command, train_command, evaluate_command, dashboard_command),
-    convert_command,
+    *(
+        edges_command,
+        jacobian_command,
+        harvest_command,
+        train_command,
+        evaluate_command,
+        dashboard_command,
+    ),
+    *(convert_command, bench_command),
 ):
     cli.add_command(_command)
 

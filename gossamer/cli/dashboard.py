@@ -1,12 +1,14 @@
 """`gossamer dashboard`: what latents do over a corpus."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gossamer.cli.options import Count, OutFile, corpus_options, texts_of
 from gossamer.errors import GossamerError
 
 
@@ -15,15 +17,12 @@ from gossamer.errors import GossamerError
 @click.option("--saes", "saes_name", default="pico-python", show_default=True)
 @click.option("--site", default=None, help="The SAE that writes here; default: the only one.")
 @click.option("--latents", "wanted", default=None, help="Such as 0-63,100; default: all.")
-@click.option("--corpus", default="stdlib", show_default=True)
-@click.option("--tokens", "n_tokens", type=float, default=262_144, show_default=True)
-@click.option("--context", type=int, default=None, help="Tokens of a block; default: up to 256.")
+@corpus_options("its training part")
+@click.option("--tokens", "n_tokens", type=Count(), default="262144", show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=None, help="Blocks run at once.")
 @click.option("--text", "texts", multiple=True, help="Try the latents on this (repeatable).")
-@click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page.")
-@click.option(
-    "--save", type=click.Path(path_type=Path), default=None, help="Write the native file."
-)
+@click.option("--html", type=OutFile(), default=None, help="Write a page.")
+@click.option("--save", type=OutFile(), default=None, help="Write the native file.")
 @click.option("--labels", is_flag=True, help="Write labels into the SAE's directory (--saes).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
@@ -33,6 +32,7 @@ def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
     Example:
       gossamer dashboard --saes runs/r2 --latents 0-63 --html latents.html
     """
+    from gossamer.corpus import as_corpus
     from gossamer.dashboards import dashboard
     from gossamer.library import load_model, load_saes
     from gossamer.saes.labels import save_labels
@@ -43,15 +43,17 @@ def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
     if site not in saes:
         raise GossamerError(f"Say which SAE with --site: {saes_name} has {', '.join(saes)}.")
     folder = _folder(saes_name, site) if options["labels"] else None
+    texts, d_sae = texts_of(options, "texts"), saes[site].d_sae
     board = dashboard(
         load_model(model_name),
         saes[site],
-        options["corpus"],
-        latents=None if options["wanted"] is None else numbers(options["wanted"]),
-        n_tokens=int(options["n_tokens"]),
+        as_corpus(options["corpus"], column=options["column"]),
+        latents=None if options["wanted"] is None else numbers(options["wanted"], d_sae),
+        n_tokens=options["n_tokens"],
         context=options["context"],
         batch=options["batch"],
-        texts=[text.replace("\\n", "\n") for text in options["texts"]],
+        texts=texts,
+        prepend_bos=options["prepend_bos"],
         progress=sys.stderr.isatty(),
     )
     if options["html"] is not None:
@@ -77,14 +79,19 @@ def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
         _print(f"{site}, {board.about['n_tokens']:,} tokens of {board.about['corpus']}", rows)
 
 
-def numbers(text: str) -> list[int]:
-    """ "0-3,7" as [0, 1, 2, 3, 7]."""
+def numbers(text: str, d_sae: int) -> list[int]:
+    """ "0-3,7" as [0, 1, 2, 3, 7], all below `d_sae`."""
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+        if ends is None:
             raise GossamerError(f'Latents are numbers and ranges such as "0-63,100", got "{text}".')
-        found += range(int(first), int(last if dash else first) + 1)
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if not first <= last < d_sae:
+            raise GossamerError(
+                f"Latents are from 0 to {d_sae - 1}, and a range rises; got {part.strip()}."
+            )
+        found += range(first, last + 1)
     return found
 
 

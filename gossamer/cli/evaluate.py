@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.options import Count, OutFile, corpus_options, texts_of
+from gossamer.errors import GossamerError, SiteError
+
 if TYPE_CHECKING:
     from gossamer.evaluation import Report
 
@@ -15,18 +18,19 @@ if TYPE_CHECKING:
 @click.option("--model", "model_name", default="pico-python", show_default=True)
 @click.option("--saes", "saes_name", default="pico-python", show_default=True)
 @click.option("--site", "sites", multiple=True, help="Only SAEs that write here (repeatable).")
-@click.option(
-    "--corpus",
-    default="stdlib",
-    show_default=True,
-    help="stdlib (its held-out part), a text file or directory, or a file of token ids.",
-)
-@click.option("--tokens", "n_tokens", type=float, default=65_536, show_default=True)
-@click.option("--context", type=int, default=None, help="Tokens of a block; default: up to 256.")
+@corpus_options("its held-out part")
+@click.option("--tokens", "n_tokens", type=Count(), default="65536", show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=None, help="Blocks run at once.")
 @click.option("--prompt", "prompts", multiple=True, help="Compare next tokens here (repeatable).")
-@click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page.")
-@click.option("--save", type=click.Path(path_type=Path), default=None, help="Write all as JSON.")
+@click.option("--html", type=OutFile(), default=None, help="Write a page.")
+@click.option(
+    "--dashboard",
+    "boards",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --html: a file of `gossamer dashboard --save`, for texts under the pointer.",
+)
+@click.option("--save", type=OutFile(), default=None, help="Write all as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
     """Score each SAE alone in its model, its error dropped.
@@ -35,10 +39,16 @@ def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
     Example:
       gossamer evaluate --model pico-python --saes runs/r2 --corpus stdlib --html card.html
     """
-    from gossamer.errors import SiteError
+    from gossamer.corpus import as_corpus
+    from gossamer.dashboards import Dashboard
     from gossamer.evaluation import evaluate
     from gossamer.library import load_model, load_saes
 
+    prompts = texts_of(options, "prompts")
+    corpus = as_corpus(options["corpus"], split="held_out", column=options["column"])
+    if options["boards"] and options["html"] is None:
+        raise GossamerError("--dashboard gives texts to the page of --html; write that as well.")
+    boards = [Dashboard.load(path) for path in options["boards"]]
     model, saes = load_model(model_name), dict(load_saes(saes_name))
     for site in options["sites"]:
         if site not in saes:
@@ -48,16 +58,18 @@ def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
     report = evaluate(
         model,
         saes,
-        options["corpus"],
-        n_tokens=int(options["n_tokens"]),
+        corpus,
+        n_tokens=options["n_tokens"],
         context=options["context"],
         batch=options["batch"],
-        prompts=[prompt.replace("\\n", "\n") for prompt in options["prompts"]],
+        prompts=prompts,
+        prepend_bos=options["prepend_bos"],
         progress=sys.stderr.isatty(),
     )
     if options["html"] is not None:
         labels = {site: getattr(sae, "labels", None) for site, sae in saes.items()}
-        report.to_html(options["html"], labels=labels)
+        excerpts = {board.site_out: board.excerpts() for board in boards}
+        report.to_html(options["html"], labels=labels, excerpts=excerpts)
     if options["save"] is not None:
         report.to_json(options["save"])
     if options["as_json"]:

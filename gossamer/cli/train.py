@@ -8,72 +8,144 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gossamer.errors import GossamerError
+from gossamer.errors import GossamerError, check_writable
 
 if TYPE_CHECKING:
+    from gossamer.activations import ActivationSource
     from gossamer.training.architecture import AbstractArchitecture
     from gossamer.training.config import TrainConfig
+    from gossamer.training.joint import JacobianConfig
 
-KINDS = ("topk", "batchtopk", "relu", "gated", "jumprelu")
-"""Words for the architectures."""
+KINDS = ("topk", "batchtopk", "relu", "gated", "jumprelu", "jacobian")
+"""Words for the architectures; jacobian is a pair of topk SAEs around an MLP."""
+
+PENALIZED = ("relu", "gated", "jumprelu")
+"""Those whose sparsity a penalty brings about."""
+
+PENALTIES = ("l1", "root", "log", "tanh", "capped", "normalized")
+"""Words for what is made of the entries of a Jacobian."""
+
+OWNERS = {
+    "ks": ("--k", ("topk", "batchtopk", "jacobian")),
+    "weights": ("--sparsity", PENALIZED),
+    "sparsity_warmup": ("--sparsity-warmup", PENALIZED),
+    "penalty": ("--penalty", ("jumprelu",)),
+    "bandwidth": ("--bandwidth", ("jumprelu",)),
+    "target_l0": ("--target-l0", ("jumprelu",)),
+    "norm": ("--norm", ("relu",)),
+    "bfloat16": ("--bfloat16", ("topk", "jacobian")),
+    "layer": ("--layer", ("jacobian",)),
+    "jacobian_weight": ("--jacobian-weight", ("jacobian",)),
+    "jacobian_warmup": ("--jacobian-warmup", ("jacobian",)),
+    "jacobian_penalty": ("--jacobian-penalty", ("jacobian",)),
+    "jacobian_share": ("--jacobian-share", ("jacobian",)),
+}
+"""Options by the architectures that have them."""
 
 
 @click.command("train", short_help="Train SAEs or transcoders on a model's activations.")
+# What is trained.
 @click.option("--sae", "kind", type=click.Choice(KINDS), default="topk", show_default=True)
-@click.option("--d-sae", required=True, type=click.IntRange(min=1), help="Number of latents.")
+@click.option("--d-sae", required=True, type=int, help="Number of latents.")
+@click.option("--k", "ks", multiple=True, type=int, help="topk, batchtopk: latents a token.")
 @click.option(
-    "--k", "ks", multiple=True, type=click.IntRange(min=1), help="topk, batchtopk: latents a token."
-)
-@click.option(
-    "--sparsity",
-    "weights",
+    *("--sparsity", "weights"),
     multiple=True,
-    type=click.FloatRange(min=0),
+    type=float,
     help="relu, gated, jumprelu: weight of the penalty.",
 )
-@click.option("--penalty", type=click.Choice(("l0", "tanh")), default=None, help="jumprelu's.")
-@click.option("--norm", type=click.Choice(("decoder", "unit")), default=None, help="relu's L1.")
+@click.option("--sparsity-warmup", type=float, help="Share of the run over which that rises.")
+@click.option("--penalty", type=click.Choice(("l0", "tanh", "target")), help="jumprelu's.")
+@click.option("--target-l0", type=float, help="jumprelu, --penalty target: latents a token.")
+@click.option("--bandwidth", type=float, help="jumprelu's.")
+@click.option("--norm", type=click.Choice(("decoder", "unit")), help="relu's L1.")
 @click.option("--bfloat16", is_flag=True, help="topk: find candidates in half precision.")
-@click.option("--from", "stored", default=None, help="A store, or a file of activations.")
-@click.option("--model", "model_name", default=None, help="Run this model instead of a store.")
-@click.option("--corpus", "corpus_name", default="stdlib", show_default=True, help="With --model.")
-@click.option("--site", "sites", multiple=True, help="Site that is read; default: the only one.")
-@click.option("--site-out", default=None, help="Site that a transcoder writes.")
 @click.option("--skip", is_flag=True, help="Give a transcoder a linear skip connection.")
+@click.option("--layer", type=int, help="jacobian: block of the MLP.")
+@click.option(
+    "--jacobian-weight", type=float, help="jacobian: λ; default: k² / (2 d_model); 0 for none."
+)
+@click.option(
+    "--jacobian-warmup", type=float, help="jacobian: share of the run over which λ rises."
+)
+@click.option("--jacobian-penalty", type=click.Choice(PENALTIES), help="jacobian; default: l1.")
+@click.option(
+    "--jacobian-share", type=float, help="jacobian: share of tokens the term is taken over."
+)
+# From what.
+@click.option("--from", "stored", help="A store, or a file of activations.")
+@click.option("--model", "model_name", help="Run this model instead of a store.")
+@click.option("--corpus", help="With --model; default: stdlib.")
+@click.option("--context", type=int, help="With --model: tokens of a block; default: up to 256.")
+@click.option("--exclude-special", is_flag=True, help="With --model: leave out BOS tokens.")
+@click.option("--site", "sites", multiple=True, help="Site that is read; default: the only one.")
+@click.option("--site-out", "sites_out", multiple=True, help="Site that a transcoder writes.")
+# How.
 @click.option("--tokens", "n_tokens", type=float, default=2e6, show_default=True)
-@click.option("--batch", "batch_tokens", type=click.IntRange(min=1), default=4096)
-@click.option("--rate", type=float, default=None, help="Adam's; default: the architecture's.")
-@click.option("--remedy", type=click.Choice(("auxk", "resample", "none")), default=None)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default=None, help="Default: where the activations are.")
+@click.option("--batch", "batch_tokens", type=int, default=4096, show_default=True)
+@click.option("--rate", type=float, help="Adam's; default: the architecture's.")
+@click.option("--warmup-steps", type=int, help="Of the rate; default: 1000, at most a twentieth.")
+@click.option("--decay", type=float, help="Share of the run, at its end, of the rate's fall.")
+@click.option("--clip", type=float, help="Largest norm of the gradient; 0: unlimited.")
+@click.option("--start-b-dec", type=click.Choice(("mean", "geometric_median", "zero")))
+@click.option("--remedy", type=click.Choice(("auxk", "resample", "none")), help="For the dead.")
+@click.option("--dead-after", type=float, help="Tokens of silence; default: a twentieth.")
+@click.option("--aux-weight", type=float, help="auxk's weight.")
+@click.option("--k-aux", type=int, help="auxk: dead latents a token.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="Of training and --model; default: where the activations are.")
+# What is written.
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), default=None, help="Write curves here.")
+@click.option("--checkpoint-seconds", type=float, help="Between checkpoints; default: 60.")
+@click.option("--keep", type=int, help="Checkpoints that are kept; default: 2.")
+@click.option("--log-steps", type=int, help="Steps of a line of the log; default: 10.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write curves here.")
 @click.option("--log-axis", is_flag=True, help="Open that page on a log axis.")
 @click.option("--tensorboard", "with_tensorboard", is_flag=True, help="Write its files too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def train_command(directory: Path, html: Path | None, **options: Any) -> None:
     """Train SAEs; the same command again continues where it was stopped.
 
-    --k, --sparsity and --site can be repeated: all are then trained from one pass.
+    --k, --sparsity and --site can be repeated: all are then trained from one pass. For transcoders
+    give a --site-out for each --site.
 
     \b
     Examples:
       gossamer train --sae topk --d-sae 2048 --k 32 --from acts/ --out runs/r2
       gossamer train --d-sae 2048 --k 32 --model pico-python --site blocks.2.hook_resid_pre --out r2
+      gossamer train --sae jacobian --layer 2 --d-sae 2048 --k 32 --model pico-python --out pair
     """
+    from gossamer.training.config import RunConfig
     from gossamer.training.loop import train
     from gossamer.training.progress import tensorboard
     from gossamer.views.curves import curves_to_html
 
-    configs = configs_of(options)
+    if html is not None and directory not in html.parents:  # which is not there yet
+        check_writable(html)
+    _check_own(options)
+    pair = None
+    configs = [] if options["kind"] == "jacobian" else configs_of(options)
+    run = RunConfig(**_given(options, "checkpoint_seconds", "keep", "log_steps"))
     callbacks = [tensorboard(directory / "tensorboard")] if options["with_tensorboard"] else []
-    results = train(
-        configs,
-        _source(options),
-        directory=directory,
-        callbacks=callbacks,
-        device=options["device"],
-    )
+    model = _model(options)
+    if options["kind"] == "jacobian":
+        pair = jacobian_config_of(options, model)
+        configs = pair.members()
+        options["sites"] = tuple(str(config.site) for config in configs)
+    source = _source(options, model)
+    _say_epochs(source, configs[0])
+    try:
+        results = train(
+            *(configs if pair is None else pair, source),
+            model=model,
+            directory=directory,
+            callbacks=callbacks,
+            run=run,
+            device=options["device"],
+        )
+    except KeyboardInterrupt:
+        _say_stopped(directory)
+        sys.exit(130)
     rows = [{"directory": str(each.directory), **each.history[-1]} for each in results]
     if html is not None:
         history = [row for each in results for row in each.history]
@@ -84,25 +156,76 @@ def train_command(directory: Path, html: Path | None, **options: Any) -> None:
         _print_table(rows)
 
 
+def jacobian_config_of(options: dict[str, Any], model: Any) -> "JacobianConfig":
+    """The pair that --layer names."""
+    from gossamer.training.joint import JacobianConfig
+
+    if model is None or options["layer"] is None:
+        raise GossamerError(
+            "A Jacobian pair needs --model, whose MLP stands between, and its --layer."
+        )
+    if len(options["ks"]) > 1 or len(options["sites"]) > 1 or options["sites_out"]:
+        raise GossamerError(
+            "A Jacobian pair has one --k, at most one --site (of its first SAE) and no --site-out."
+        )
+    (each,) = configs_of({**options, "kind": "topk", "sites": ()})
+    names = {"weight": "jacobian_weight", "warmup": "jacobian_warmup",
+             "penalty": "jacobian_penalty", "share": "jacobian_share"}  # fmt: skip
+    given = _given(options, **names)
+    return JacobianConfig(
+        each=each,
+        layer=options["layer"],
+        site=options["sites"][0] if options["sites"] else None,
+        **{"weight": options["ks"][0] ** 2 / (2 * model.d_model)} | given,
+    )
+
+
 def configs_of(options: dict[str, Any]) -> "list[TrainConfig]":
     """One config for each site and each k or weight of the penalty."""
-    from gossamer.training.config import DeadConfig, OptimizerConfig, TrainConfig
+    from gossamer.training.config import DeadConfig, OptimizerConfig, StartConfig, TrainConfig
 
-    return [
+    if options["kind"] in OWNERS["ks"][1] and not options["ks"]:
+        raise GossamerError(f"A {options['kind']} SAE needs --k, its number of active latents.")
+    optimizer = _given(options, "rate", "warmup_steps", "decay", "clip")
+    if optimizer.get("clip") == 0:
+        optimizer["clip"] = None
+    dead = _given(options, "remedy", "aux_weight", "k_aux", after_tokens="dead_after")
+    configs = [
         TrainConfig(
             sae=architecture,
             d_sae=options["d_sae"],
-            n_tokens=int(options["n_tokens"]),
+            n_tokens=_whole(options["n_tokens"]),
             site=site,
-            site_out=options["site_out"],
+            site_out=site_out,
             skip=options["skip"],
             batch_tokens=options["batch_tokens"],
-            optimizer=OptimizerConfig(rate=options["rate"]),
-            dead=DeadConfig(remedy=options["remedy"]),
+            optimizer=OptimizerConfig(**optimizer),
+            dead=DeadConfig(**dead),
+            start=StartConfig(**_given(options, b_dec="start_b_dec")),
             seed=options["seed"],
         )
-        for site, architecture in product(options["sites"] or [None], _architectures(options))
+        for (site, site_out), architecture in product(_pairs(options), _architectures(options))
     ]
+    if configs[0].remedy != "auxk" and _given(options, "aux_weight", "k_aux"):
+        raise GossamerError(
+            f"--aux-weight and --k-aux are for --remedy auxk, not for {configs[0].remedy}."
+        )
+    if options["start_b_dec"] and options["sites_out"]:
+        raise GossamerError("--start-b-dec is for autoencoders; leave it out with --site-out.")
+    return configs
+
+
+def _pairs(options: dict[str, Any]) -> list[tuple[str | None, str | None]]:
+    """(site that is read, site that is written or None for the same)."""
+    sites, sites_out = options["sites"] or (None,), options["sites_out"]
+    if not sites_out:
+        return [(site, None) for site in sites]
+    if len(sites_out) != len(sites):
+        raise GossamerError(
+            f"Transcoders need a --site-out for each --site, got {len(sites_out)} for "
+            f"{len(sites)}; repeat both, in the same order."
+        )
+    return list(zip(sites, sites_out, strict=True))
 
 
 def _architectures(options: dict[str, Any]) -> "list[AbstractArchitecture]":
@@ -113,11 +236,9 @@ def _architectures(options: dict[str, Any]) -> "list[AbstractArchitecture]":
     from gossamer.training.relu import ReLUConfig
     from gossamer.training.topk import TopKConfig
 
-    _check_own(options)
     # What was not given is left to the config's default.
-    weights = options["weights"] or [None]
-    penalty = {} if options["penalty"] is None else {"penalty": options["penalty"]}
-    norm = {} if options["norm"] is None else {"norm": options["norm"]}
+    shared = _given(options, "penalty", "target_l0", "bandwidth", "norm", warmup="sparsity_warmup")
+    weights = options["weights"]
     match options["kind"]:
         case "topk":
             encode_in = "bfloat16" if options["bfloat16"] else "float32"
@@ -125,52 +246,88 @@ def _architectures(options: dict[str, Any]) -> "list[AbstractArchitecture]":
         case "batchtopk":
             return [BatchTopKConfig(k=k) for k in options["ks"]]
         case "relu":
-            return [ReLUConfig(**norm, **_given("l1", weight)) for weight in weights]
+            return [ReLUConfig(l1=l1, **shared) for l1 in weights] or [ReLUConfig(**shared)]
         case "gated":
-            return [GatedConfig(**_given("l1", weight)) for weight in weights]
+            return [GatedConfig(l1=l1, **shared) for l1 in weights] or [GatedConfig(**shared)]
         case _:
-            return [
-                JumpReLUConfig(**penalty, **_given("coefficient", weight)) for weight in weights
-            ]
+            return [JumpReLUConfig(coefficient=each, **shared) for each in weights or [None]]
 
 
 def _check_own(options: dict[str, Any]) -> None:
-    """GossamerError for an option that the architecture does not have, and for a missing --k."""
+    """GossamerError for an option that the architecture does not have."""
     kind = options["kind"]
-    owners = {
-        "ks": ("--k", {"topk", "batchtopk"}),
-        "weights": ("--sparsity", {"relu", "gated", "jumprelu"}),
-        "penalty": ("--penalty", {"jumprelu"}),
-        "norm": ("--norm", {"relu"}),
-        "bfloat16": ("--bfloat16", {"topk"}),
-    }
-    for name, (flag, kinds) in owners.items():
-        if options[name] and kind not in kinds:
+    for name, (flag, kinds) in OWNERS.items():
+        if _is_given(options[name]) and kind not in kinds:
             raise GossamerError(f"{flag} is for {', '.join(sorted(kinds))}, not for {kind}.")
-    if kind in owners["ks"][1] and not options["ks"]:
-        raise GossamerError(f"A {kind} SAE needs --k, its number of active latents.")
 
 
-def _given(name: str, value: float | None) -> dict[str, Any]:
-    return {} if value is None else {name: value}
+def _given(options: dict[str, Any], *same: str, **renamed: str) -> dict[str, Any]:
+    """Options that were given, by the names of a config's fields."""
+    names = {name: name for name in same} | renamed
+    found = {field: options[name] for field, name in names.items() if options[name] is not None}
+    return {field: _whole(v) if field == "after_tokens" else v for field, v in found.items()}
 
 
-def _source(options: dict[str, Any]) -> Any:
-    """The activations that --from or --model name."""
-    from gossamer.activations import as_source
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != ()
 
-    if (options["stored"] is None) == (options["model_name"] is None):
+
+def _whole(value: float) -> int | float:
+    """2e6 as the integer it is; what is none is left for the config to refuse."""
+    return int(value) if value.is_integer() else value
+
+
+def _model(options: dict[str, Any]) -> Any:
+    """The model that --model names; None without it."""
+    from gossamer.training.settled import device_of
+
+    stored, name = options["stored"], options["model_name"]
+    both = stored is not None and name is not None and options["kind"] != "jacobian"
+    if both or (stored is None and name is None):
         raise GossamerError("Give either --from, a store or file, or --model with --site.")
-    if options["stored"] is not None:
-        return as_source(options["stored"])
-    if not options["sites"]:
-        raise GossamerError("With --model give at least one --site.")
+    device_of(options["device"])
+    if name is None:
+        return None
     from gossamer.library import load_model
 
-    out = options["site_out"]
-    sites = list(dict.fromkeys([*options["sites"], *([] if out is None else [out])]))
-    model = load_model(options["model_name"])
-    return as_source((model, options["corpus_name"], sites if len(sites) > 1 else sites[0]))
+    return load_model(name, device=options["device"])
+
+
+def _source(options: dict[str, Any], model: Any) -> "ActivationSource":
+    """The activations that --from names, or else --model gives."""
+    from gossamer.activations import LiveActivations, as_source
+    from gossamer.corpus import as_corpus
+
+    sites = list(dict.fromkeys([*options["sites"], *options["sites_out"]]))
+    if options["stored"] is not None:
+        for name in ("corpus", "context", "exclude_special"):
+            if _is_given(options[name]):
+                raise GossamerError(
+                    f"--{name.replace('_', '-')} is for --model; what --from names has been "
+                    "harvested already."
+                )
+        return as_source(options["stored"], sites[0] if len(sites) == 1 else None)
+    if not options["sites"]:
+        raise GossamerError("With --model give at least one --site.")
+    for site in sites:
+        model.width(site)
+    corpus = as_corpus("stdlib" if options["corpus"] is None else options["corpus"])
+    how = (options["context"], options["exclude_special"])
+    return LiveActivations(model, corpus, tuple(sites), *how)
+
+
+def _say_epochs(source: "ActivationSource", config: "TrainConfig") -> None:
+    n_rows, n_tokens = source.n_rows, config.n_steps * config.batch_tokens
+    if n_rows is not None and n_tokens > n_rows:
+        click.echo(f"{n_rows:,} tokens an epoch, {n_tokens / n_rows:.1f} epochs.", err=True)
+
+
+def _say_stopped(directory: Path) -> None:
+    from gossamer.training.checkpoints import checkpoints, step_of
+
+    found = checkpoints(directory)
+    where = f"after step {step_of(found[-1])}" if found else "before the first checkpoint"
+    click.echo(f"Stopped {where}; run the same command again to go on.", err=True)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

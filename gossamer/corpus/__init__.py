@@ -1,6 +1,6 @@
 """Token sequences to run a model on."""
 
-from gossamer.corpus.blocks import TokenBlock, blocks, puts_bos
+from gossamer.corpus.blocks import TokenBlock, blocks, chosen_context, puts_bos
 from gossamer.corpus.documents import Corpus, as_corpus
 from gossamer.corpus.stdlib import (
     HELD_OUT_ONE_IN,
@@ -17,6 +17,7 @@ __all__ = [
     "TokenBlock",
     "as_corpus",
     "blocks",
+    "chosen_context",
     "is_held_out_path",
     "puts_bos",
     "read_stdlib",

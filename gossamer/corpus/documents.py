@@ -4,8 +4,10 @@ often as wanted.
     "stdlib"                 the standard library's source: the part that the bundled model was
                              trained on, or the held-out part where a result is judged
     "stdlib/held_out", "stdlib/train", "stdlib/all"
-    a path                   a text file, or a directory of text files, each one document
+    a path                   a text file, a directory of text files, each one document, or a
+                             directory that a dataset was saved in
     .npy, .safetensors       token ids: rows are documents, one axis is one document
+    "hf:NAME", "hf:NAME:SPLIT"   a dataset, loaded with Hugging Face `datasets`
     [texts], a tensor        the same from memory
     a dataset                rows with a column of texts (Hugging Face `datasets`, streaming too)
 """
@@ -16,15 +18,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from gossamer.corpus.datasets import is_saved, load_named, load_saved, refuse_splits
+from gossamer.corpus.files import is_there, read_text, text_files, token_array
 from gossamer.corpus.stdlib import read_stdlib, split_stdlib
 from gossamer.errors import FormatError, GossamerError
 
-Document = str | Sequence[int]
+Document = str | Sequence[int] | np.ndarray
 Split = Literal["train", "held_out", "all"]
 MANIFEST = Path(__file__).parent.parent / "assets" / "pico-python" / "manifest.json"
+ALLOWED = (
+    "A corpus is 'stdlib', a text file, a directory of text files, a .npy or .safetensors file of "
+    "token ids, a dataset (saved in a directory, or 'hf:NAME'), a list of texts or token ids, or "
+    "an array of token ids"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,9 @@ class Corpus:
 
     documents: Callable[[], Iterator[Document]]
     """Starts reading from the first document."""
+
+    is_text: bool | None = None
+    """Whether they are texts rather than token ids; None: as the first document is."""
 
 
 def as_corpus(what: Any, *, split: Split = "train", column: str = "text") -> Corpus:
@@ -50,23 +61,36 @@ def as_corpus(what: Any, *, split: Split = "train", column: str = "text") -> Cor
     """
     if isinstance(what, Corpus):
         return what
-    if isinstance(what, str) and what.split("/")[0] == "stdlib" and not Path(what).exists():
+    if isinstance(what, str | Path):
+        return _named(what, split, column)
+    if isinstance(what, Tensor | np.ndarray):
+        return _from_ids("token ids", what)
+    if isinstance(what, Mapping):
+        refuse_splits(what)
+    if isinstance(what, Sequence) and not isinstance(what, bytes):
+        return _from_sequence(what, column)
+    if isinstance(what, Iterable) and not isinstance(what, bytes):
+        return _from_rows(what, column)
+    raise GossamerError(f"{ALLOWED}, got {type(what).__name__}.")
+
+
+def _named(what: str | Path, split: Split, column: str) -> Corpus:
+    """The corpus of a name or path."""
+    there = is_there(what)
+    if isinstance(what, str) and what.split("/")[0] == "stdlib" and not there:
         part = what.partition("/")[2] or split
         if part not in ("train", "held_out", "all"):
             raise GossamerError(f'"{what}": stdlib has the parts train, held_out and all.')
-        return Corpus(f"stdlib/{part}", lambda: _stdlib(part))
-    if isinstance(what, str | Path):
+        return Corpus(f"stdlib/{part}", lambda: _stdlib(part), is_text=True)
+    if isinstance(what, str) and what.startswith("hf:"):
+        return _from_rows(load_named(what), column, what)
+    if there and is_saved(Path(what)):
+        return _from_rows(load_saved(Path(what)), column, Path(what).name)
+    if there:
         return _from_path(Path(what))
-    if isinstance(what, Tensor | np.ndarray):
-        return _from_ids("token ids", torch.as_tensor(what))
-    if isinstance(what, Sequence):
-        return _from_sequence(what)
-    if isinstance(what, Iterable):
-        return _from_dataset(what, column)
-    raise GossamerError(
-        "A corpus is 'stdlib', a path, a list of texts, an array of token ids or a dataset, got "
-        f"{type(what).__name__}."
-    )
+    said = str(what)
+    shown = said if len(said) <= 60 else f"{said[:40]}… of {len(said):,} characters"
+    raise FormatError(f"There is no corpus {shown!r}. {ALLOWED}; a text itself stands in a list.")
 
 
 def _stdlib(part: str) -> Iterator[str]:
@@ -79,77 +103,62 @@ def _stdlib(part: str) -> Iterator[str]:
 
 
 def _from_path(path: Path) -> Corpus:
-    if path.suffix == ".npy" and path.is_file():
-        return _from_ids(path.name, torch.from_numpy(np.load(path, mmap_mode="c")))
-    if path.suffix == ".safetensors" and path.is_file():
-        return _from_ids(path.name, _only_tensor(path))
-    if path.is_file():
-        return Corpus(path.name, lambda: iter([_text(path)]))
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _readable(file, path))
-        if not files:
-            raise FormatError(f"There are no text files in {path}; give files of UTF-8 text.")
-        return Corpus(path.name, lambda: (_text(file) for file in files))
-    raise FormatError(
-        f"There is no corpus {path}. Give 'stdlib', a text file, a directory of text files, or a "
-        ".npy or .safetensors file of token ids."
-    )
+    if path.is_file() and path.suffix in (".npy", ".safetensors"):
+        return _from_ids(path.name, token_array(path))
+    files = text_files(path)
+    return Corpus(path.name, lambda: map(read_text, files), is_text=True)
 
 
-def _readable(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.is_file() and not hidden
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+def _from_ids(name: str, ids: Tensor | np.ndarray) -> Corpus:
+    """Token ids with one or two axes; what is mapped from a file stays there until it is read."""
+    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise FormatError(
-            f"{path} is not UTF-8 text ({error}); convert it or leave it out."
-        ) from error
-
-
-def _only_tensor(path: Path) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is damaged ({error}).") from error
-    if len(tensors) != 1:
-        raise FormatError(
-            f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors)[:5])}); a corpus is "
-            "one tensor of token ids."
+            f"Token ids are integers with one or two axes, got {array.dtype} of shape "
+            f"{array.shape} in {name}."
         )
-    return next(iter(tensors.values()))
+    if array.size == 0:
+        raise FormatError(f"A corpus needs at least one token, got none in {name}.")
+    rows = array[None] if array.ndim == 1 else array
+    return Corpus(name, lambda: iter(rows), is_text=False)
 
 
-def _from_ids(name: str, ids: Tensor) -> Corpus:
-    if ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise FormatError(
-            f"Token ids are integers with one or two axes, got {ids.dtype} of shape "
-            f"{tuple(ids.shape)} in {name}."
-        )
-    rows = ids[None] if ids.ndim == 1 else ids
-    return Corpus(name, lambda: (row.tolist() for row in rows))
-
-
-def _from_sequence(what: Sequence[Any]) -> Corpus:
-    if not what:
+def _from_sequence(what: Sequence[Any], column: str) -> Corpus:
+    if len(what) == 0:
         raise GossamerError("A corpus needs at least one document, got an empty list.")
-    if all(isinstance(each, int) for each in what):
-        return _from_ids("token ids", torch.tensor(what))
-    if any(isinstance(each, Mapping) for each in what):
-        return _from_dataset(what, "text")
-    documents = [each if isinstance(each, str) else [int(i) for i in each] for each in what]
-    return Corpus(
-        "texts" if isinstance(documents[0], str) else "token ids", lambda: iter(documents)
-    )
+    first = what[0]
+    if isinstance(first, Mapping):
+        return _from_rows(what, column)
+    if isinstance(first, str):
+        strange = next((i for i, each in enumerate(what) if not isinstance(each, str)), None)
+        if strange is not None:
+            raise GossamerError(
+                f"A list of texts has nothing else in it, got {type(what[strange]).__name__} at "
+                f"place {strange}."
+            )
+        return Corpus("texts", lambda: iter(what), is_text=True)
+    if isinstance(first, int | np.integer) and not isinstance(first, bool):
+        return _from_ids("token ids", _ids(what, ""))
+    documents = [_ids(each, f" at place {i}") for i, each in enumerate(what)]
+    return Corpus("token ids", lambda: iter(documents), is_text=False)
 
 
-def _from_dataset(rows: Iterable[Any], column: str) -> Corpus:
+def _ids(what: Any, where: str) -> np.ndarray:
+    """One document of token ids. GossamerError when it is anything else."""
+    if isinstance(what, Tensor):
+        what = what.detach().cpu().numpy()
+    if isinstance(what, Sequence) and not isinstance(what, str | bytes):
+        kinds = {type(each) for each in what}
+        if all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds):
+            return np.array(what, dtype=np.int64)
+        bad = next(kind for kind in kinds if not issubclass(kind, int | np.integer) or kind is bool)
+        raise GossamerError(f"Token ids are integers, got {bad.__name__} in the list{where}.")
+    if isinstance(what, np.ndarray) and what.ndim == 1 and what.dtype.kind in "iu":
+        return what
+    raise GossamerError(f"{ALLOWED}, got {type(what).__name__}{where} of a list.")
+
+
+def _from_rows(rows: Iterable[Any], column: str, name: str | None = None) -> Corpus:
     if iter(rows) is rows:
         raise GossamerError(
             "A corpus is read more than once, and this iterator only goes once; give a list or a "
@@ -157,12 +166,20 @@ def _from_dataset(rows: Iterable[Any], column: str) -> Corpus:
         )
 
     def read() -> Iterator[str]:
-        for row in rows:
+        for number, row in enumerate(rows):
             if not isinstance(row, Mapping) or column not in row:
                 has = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
                 raise GossamerError(
-                    f'The dataset has no column "{column}", it has {has}. Name one with column=.'
+                    f'The dataset has no column "{column}", it has {has}. Name one with column= '
+                    "(--column)."
+                )
+            if not isinstance(row[column], str):
+                raise GossamerError(
+                    f'The column "{column}" of a dataset holds texts, got '
+                    f"{type(row[column]).__name__} in row {number}; name another column, or leave "
+                    "such rows out."
                 )
             yield row[column]
 
-    return Corpus(getattr(getattr(rows, "info", None), "dataset_name", None) or "dataset", read)
+    own = getattr(getattr(rows, "info", None), "dataset_name", None)
+    return Corpus(name or own or "dataset", read, is_text=True)

@@ -40,7 +40,8 @@ class Dashboard:
     """The site it writes."""
 
     about: Mapping[str, Any]
-    """Model, corpus, n_tokens, context, d_sae, and neuronpedia_id if the SAE's file has one."""
+    """Model, corpus, n_tokens, context, d_sae, neuronpedia_id if the SAE's file has one, and
+    no_together: why `together` is None, in a sentence."""
 
     latents: Int64[Tensor, " n_latents"]
     """Which latents of the SAE."""

@@ -9,11 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gossamer.activations.rows import counted, in_groups, padded
-from gossamer.corpus import TokenBlock, as_corpus, blocks
+from gossamer.corpus import TokenBlock, as_corpus, blocks, chosen_context
 from gossamer.dashboards.board import Dashboard, TriedText
 from gossamer.dashboards.examples import Examples, choose, windows
 from gossamer.dashboards.pairs import Gathered, Pairs
+from gossamer.dashboards.together import Together, why_not
 from gossamer.errors import GossamerError
+from gossamer.evaluation.evaluate import check_texts
 from gossamer.evaluation.weights import decoder_neighbours, logit_extremes
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
@@ -43,8 +45,8 @@ N_WORDS = 4
 MIN_SHARE = 0.1
 """A top token has at least this part of the largest share of Σ activation²."""
 
-MAX_TOGETHER = 256_000_000
-"""Entries of the table of latents that fire together; where it would be larger it is left out."""
+TOGETHER_ROWS = 256
+"""Rows of the table of latents that fire together that are compared at once."""
 
 
 def dashboard(  # noqa: PLR0913  the public face; everything by name
@@ -65,7 +67,7 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
     prepend_bos: bool | None = None,
     progress: bool = False,
 ) -> Dashboard:
-    """Gather what latents do over a corpus, in one pass; BOS tokens count for nothing.
+    """Gather what latents do over a corpus, in one pass; BOS tokens and padding count for nothing.
 
     Args:
         model: what the SAE belongs to; it runs no further than the site that is read.
@@ -90,26 +92,30 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
         )
     check_saes(model, {sae.site_out: sae})
     watched = _watched(sae, latents)
+    context = chosen_context(model, context)
     source = as_corpus(corpus)
     bos = chosen_bos(prepend_bos, [sae], [""])
-    context = min(256, model.context_length) if context is None else context
+    check_texts(model, texts, bos)
+    if not n_tokens >= 1:  # nan too
+        raise GossamerError(f"A dashboard looks at 1 token at least, got n_tokens={n_tokens}.")
     packed = _first(blocks(source, model, context=context, prepend_bos=bos), n_tokens)
     size = max(1, BATCH_TOKENS // context) if batch is None else batch
-    n_together = len(watched) * sae.d_sae
-    together = torch.zeros(len(watched), sae.d_sae, dtype=torch.long)
+    missing = why_not(len(watched), sae.d_sae)
+    rank = torch.full((sae.d_sae,), -1)
+    rank[watched] = torch.arange(len(watched))
     gathered = Gathered(
         context,
         torch.zeros(len(watched), dtype=torch.long),
         torch.zeros(len(watched)),
-        together if n_together <= MAX_TOGETHER else None,
+        rank,
+        Together(watched, sae.d_sae) if missing is None else None,
         torch.zeros(sae.d_sae, dtype=torch.long),
         [],
     )
     corpus_tokens: list[Tensor] = []
     n_seen = 0
     for group in tqdm(in_groups(packed, size), desc="latents", disable=not progress):
-        into = (gathered, watched)
-        n_seen += _gather(model, sae, group, into=into, corpus_tokens=corpus_tokens)
+        n_seen += _gather(model, sae, group, gathered=gathered, corpus_tokens=corpus_tokens)
     if n_seen == 0:
         raise GossamerError(
             f"The corpus {source.name} has no tokens that count; give a longer one."
@@ -127,6 +133,7 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
         "context": context,
         "before": before,
         "d_sae": sae.d_sae,
+        "no_together": missing,
         "neuronpedia_id": sae.metadata.get("neuronpedia_id"),
     }
     return Dashboard(
@@ -173,11 +180,10 @@ def _gather(
     sae: SAE,
     group: Sequence[TokenBlock],
     *,
-    into: tuple[Gathered, Tensor],
+    gathered: Gathered,
     corpus_tokens: list[Tensor],
 ) -> int:
     """Run some blocks; returns how many tokens counted."""
-    gathered, watched = into
     ids, mask = padded(group)
     seen: dict[str, Tensor] = {}
     tokens = TokenBatch(ids.to(model.device), mask.to(model.device))
@@ -189,8 +195,7 @@ def _gather(
     x = flat(seen[sae.site_in])[chosen.to(model.device)]
     for first in range(0, len(x), ENCODE_ROWS):
         piece = slice(first, first + ENCODE_ROWS)
-        latents = sae.encode(x[piece])
-        pairs = gathered.add(latents, watched.to(latents.device), places[piece])
+        pairs = gathered.add(sae.encode_sparse(x[piece]), places[piece])
         block, position = pairs.places // gathered.context - done, pairs.places % gathered.context
         gathered.add_words(pairs, ids[block, position], model.d_vocab)
     kept = torch.full((len(ids), gathered.context), -1)
@@ -210,9 +215,7 @@ def _histogram(gathered: Gathered, pairs: Pairs) -> Int64[Tensor, "n_latents bin
 def _words(gathered: Gathered, n: int, d_vocab: int) -> tuple[tuple[int, ...], ...]:
     """The top tokens of each latent."""
     found: list[list[int]] = [[] for _ in range(n)]
-    if gathered.words is None:
-        return tuple(map(tuple, found))
-    keys, shares = gathered.words
+    keys, shares = gathered.words()
     order = shares.argsort(descending=True, stable=True)
     largest = [0.0] * n
     order = order[(keys[order] // d_vocab).argsort(stable=True)]
@@ -228,11 +231,14 @@ def _words(gathered: Gathered, n: int, d_vocab: int) -> tuple[tuple[int, ...], .
 def _together(gathered: Gathered, watched: Tensor) -> tuple[Tensor, Tensor] | None:
     if gathered.together is None:
         return None
-    both = gathered.together.double()
-    either = gathered.firings[:, None] + gathered.all_firings[None, :] - both
-    share = (both / either.clamp(min=1)).scatter(1, watched[:, None], -1.0)
-    top = share.topk(min(N_NEAR, share.shape[1]), dim=1)
-    return top.values.clamp(min=0).float(), top.indices
+    counts, found = gathered.together.counts, []
+    for rows in torch.arange(len(watched)).split(TOGETHER_ROWS):
+        both = counts[rows].double()
+        either = gathered.firings[rows, None] + gathered.all_firings[None, :] - both
+        share = (both / either.clamp(min=1)).scatter(1, watched[rows, None], -1.0)
+        found.append(share.topk(min(N_NEAR, share.shape[1]), dim=1))
+    shares = torch.cat([top.values for top in found]).clamp(min=0).float()
+    return shares, torch.cat([top.indices for top in found])
 
 
 def _texts(model: Model, examples: Examples, words: Any, logits: Any) -> dict[int, str]:

@@ -6,15 +6,21 @@ on the order or size of batches. What is counted (firings, maxima, tokens, pairs
 all pairs in any case.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+
+from gossamer.dashboards.together import Together
+from gossamer.saes.sae import SparseLatents
 
 MAX_PAIRS = 8_000_000
 """Pairs that are kept; 20 bytes each, several times that while they are sorted."""
+
+LOOSE_WORDS = 2_000_000
+"""Squares by latent and token that wait before they are added up."""
 
 N_TOP = 32
 """Blocks with the largest maxima that are kept of each latent, at least."""
@@ -53,8 +59,11 @@ class Gathered:
     maxima: Float[Tensor, " n_latents"]
     """The largest activation of each."""
 
-    together: Int64[Tensor, "n_latents d_sae"] | None
-    """Tokens on which both were active; None where that is not counted."""
+    rank: Int64[Tensor, " d_sae"]
+    """Row of each latent of the SAE among those that are watched; -1 for the others."""
+
+    together: Together | None
+    """Tokens on which both of two were active; None where that is not counted."""
 
     all_firings: Int64[Tensor, " d_sae"]
     """Firings of every latent of the SAE."""
@@ -68,41 +77,43 @@ class Gathered:
     sampled: bool = False
     """Whether some pairs were dropped."""
 
-    words: tuple[Tensor, Tensor] | None = None
-    """(latent · d_vocab + token, Σ activation²), the first sorted and unique."""
+    loose: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """What `words` adds up."""
 
-    def add(
-        self,
-        latents: Float[Tensor, "rows d_sae"],
-        watched: Int64[Tensor, " n_latents"],
-        places: Int64[Tensor, " rows"],
-    ) -> Pairs:
+    def add(self, latents: SparseLatents, places: Int64[Tensor, " rows"]) -> Pairs:
         """Take in consecutive tokens; returns the watched pairs, in the order of places."""
-        active = latents != 0
-        self.all_firings += active.sum(0).cpu()
-        mine = latents[:, watched]
-        rows, columns = (mine != 0).nonzero(as_tuple=True)
-        values = mine[rows, columns]
-        self.firings += torch.bincount(columns, minlength=len(watched)).cpu()
-        self.maxima = torch.maximum(self.maxima, mine.amax(0).float().cpu())
+        indices, offsets = latents.indices.cpu(), latents.offsets.cpu()
+        self.all_firings += torch.bincount(indices, minlength=latents.d_sae)
         if self.together is not None:
-            firing = active.float()  # products of 0 and 1 below 2²⁴ are exact
-            self.together += (firing[:, watched].T @ firing).long().cpu()
-        pairs = Pairs(columns.cpu(), places[rows.cpu()], values.float().cpu())
+            self.together.add_(indices, offsets)
+        rows = torch.arange(len(places)).repeat_interleave(offsets.diff())
+        columns = self.rank[indices]
+        mine = columns >= 0
+        values = latents.values.float().cpu()[mine]
+        pairs = Pairs(columns[mine], places[rows[mine]], values)
+        self.firings += torch.bincount(pairs.latents, minlength=len(self.firings))
+        self.maxima.scatter_reduce_(0, pairs.latents, values, "amax")
         self.parts.append(pairs)
-        self.n_kept += len(columns)
+        self.n_kept += len(values)
         if self.n_kept > MAX_PAIRS:
             self._drop()
         return pairs
 
     def add_words(self, pairs: Pairs, tokens: Int64[Tensor, " n"], d_vocab: int) -> None:
         """Add up the squares of activations by latent and token."""
-        keys = pairs.latents * d_vocab + tokens
-        squares = pairs.values.double().square()
-        if self.words is not None:
-            keys, squares = torch.cat([self.words[0], keys]), torch.cat([self.words[1], squares])
+        self.loose.append((pairs.latents * d_vocab + tokens, pairs.values.double().square()))
+        if sum(len(keys) for keys, _ in self.loose[1:]) > max(LOOSE_WORDS, len(self.loose[0][0])):
+            self.words()
+
+    def words(self) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
+        """(latent · d_vocab + token, Σ activation²), the first sorted and unique."""
+        if not self.loose:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
+        keys, squares = (torch.cat(column) for column in zip(*self.loose, strict=True))
         unique, inverse = keys.unique(return_inverse=True)
-        self.words = unique, squares.new_zeros(len(unique)).index_add_(0, inverse, squares)
+        sums = squares.new_zeros(len(unique)).index_add_(0, inverse, squares)
+        self.loose = [(unique, sums)]
+        return unique, sums
 
     def pairs(self) -> Pairs:
         """All kept pairs in one."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gossamer.activations.rows import in_groups
-from gossamer.corpus import TokenBlock, as_corpus, blocks
-from gossamer.errors import GossamerError
+from gossamer.corpus import TokenBlock, as_corpus, blocks, chosen_context, puts_bos
+from gossamer.errors import GossamerError, PromptError
 from gossamer.evaluation.passes import KINDS, Batch, Losses, Seen, score, see
 from gossamer.evaluation.report import Card, NextTokens, Report, at_positions, share
 from gossamer.evaluation.weights import decoder_neighbours, logit_extremes, round_trip
@@ -63,7 +63,14 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
     check_saes(model, coders)
     source = as_corpus(corpus, split="held_out")
     bos = chosen_bos(prepend_bos, coders.values(), [""])
-    context = min(256, model.context_length) if context is None else context
+    prompts = (prompts,) if isinstance(prompts, str) else prompts
+    check_texts(model, prompts, bos)
+    context = chosen_context(model, context)
+    if context == 2 and puts_bos(source, model, bos):
+        raise GossamerError(
+            "With context=2 a block is BOS and one token, so that nothing is predicted from a "
+            f"token that counts; give 3 to {model.context_length}."
+        )
     packed = _enough(blocks(source, model, context=context, prepend_bos=bos), n_tokens, source.name)
     size = max(1, BATCH_TOKENS // context) if batch is None else batch
     batches = [Batch.of(group, model.device) for group in in_groups(packed, size)]
@@ -91,9 +98,17 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
     )
 
 
+def check_texts(model: Model, texts: Sequence[str], bos: bool | None) -> None:
+    """PromptError when one of these is empty or too long: said before any pass."""
+    for text in texts:
+        if not text:
+            raise PromptError("A text to try is empty; give at least one token.")
+        model.batch([text], prepend_bos=bos)
+
+
 def _enough(packed: Any, n_tokens: int, name: str) -> list[TokenBlock]:
     """Blocks with at least `n_tokens` tokens that count."""
-    if n_tokens < 2:
+    if not n_tokens >= 2:  # nan too
         raise GossamerError(f"An evaluation needs at least two tokens, got n_tokens={n_tokens}.")
     found: list[TokenBlock] = []
     left = n_tokens
@@ -104,6 +119,8 @@ def _enough(packed: Any, n_tokens: int, name: str) -> list[TokenBlock]:
         left -= int((~block.special).sum())
         if left <= 0:
             return found
+    if not found:
+        raise GossamerError(f"The corpus {name} has no tokens; give one with some text.")
     raise GossamerError(
         f"The corpus {name} has {n_tokens - left:,} tokens that count, {n_tokens:,} were asked "
         "for. Ask for fewer, or give a larger corpus."
@@ -184,8 +201,6 @@ def _logits(model: Model, sae: SAE, latents: Tensor) -> Any:
 def _next_tokens(
     model: Model, saes: Mapping[str, SparseCoder], prompts: Sequence[str], bos: bool | None
 ) -> tuple[NextTokens, ...]:
-    if isinstance(prompts, str):
-        prompts = (prompts,)
     found = []
     for prompt in prompts:
         clean = _likely(model, run(model, prompt, prepend_bos=bos).logits)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gossamer.evaluation.weights import RoundTrip
 from gossamer.metrics import density_histogram
+from gossamer.saes.native import write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,13 +174,20 @@ class Report:
         }
 
     def to_json(self, path: str | os.PathLike[str], *, latents: bool = True) -> Path:
-        """Write `to_dict` as JSON."""
+        """Write `to_dict` as JSON, in one move."""
         text = json.dumps(self.to_dict(latents=latents), allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_text(text + "\n", Path(path))
         return Path(path)
 
-    def to_html(self, path: str | os.PathLike[str], *, labels: Mapping[str, Any] = {}) -> Path:
-        """Write the cards as one page that opens offline; `labels` by site name the latents."""
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: Mapping[str, Any] = {},
+        excerpts: Mapping[str, Mapping[int, Sequence[str]]] = {},
+    ) -> Path:
+        """Write the cards as one page that opens offline; `labels` by site name the latents, and
+        `excerpts`, such as a dashboard's, are shown under the pointer."""
         from gossamer.views.cards import cards_to_html
 
         names = {
@@ -187,7 +195,7 @@ class Report:
             for site in self.cards
             if labels.get(site) is not None
         }
-        return cards_to_html(self.to_dict(), path, labels=names)
+        return cards_to_html(self.to_dict(), path, labels=names, excerpts=excerpts)
 
 
 def _plain(card: Card, *, latents: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gossamer.models.attention import NOTE_KEYWORD, Setting, Visit, attend
+from gossamer.models.mlps import value_and_slope
 from gossamer.models.norms import visited_norm
 from gossamer.models.taps import Layout, Tap
 
@@ -225,8 +226,5 @@ def _with_slope(
     """activation(pre), whose first derivative is one product with a slope that is already there."""
     if not (torch.is_grad_enabled() and pre.requires_grad):
         return activation(pre)
-    with torch.enable_grad():
-        point = pre.detach().requires_grad_()
-        value = activation(point)
-        (slope,) = torch.autograd.grad(value.sum(), point)
-    return value.detach() + slope * (pre - pre.detach())
+    value, slope = value_and_slope(activation, pre)
+    return value + slope * (pre - pre.detach())

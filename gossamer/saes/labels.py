@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossamer.errors import FormatError, ShapeError
+from gossamer.errors import FormatError, ShapeError, placed
 
 LABELS_FILE = "labels.json.gz"
 """Name of the file in the SAE's directory."""
@@ -48,9 +48,8 @@ def save_labels(labels: Labels, directory: Path) -> None:
     """Write the label file into an existing directory, in one move."""
     contents = {"version": VERSION, "top_tokens": labels.top_tokens, "contexts": labels.contexts}
     text = json.dumps(contents, ensure_ascii=False, separators=(",", ":"))
-    temporary = directory / (LABELS_FILE + ".partial")
-    temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same labels, the same bytes
-    temporary.replace(directory / LABELS_FILE)
+    with placed(directory / LABELS_FILE) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # same labels, same bytes
 
 
 def load_labels(directory: Path) -> Labels | None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gossamer.errors import FormatError
+from gossamer.errors import DiskError, FormatError, placed
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.labels import LABELS_FILE, load_labels, save_labels
@@ -68,7 +68,7 @@ def write_native(arguments: Mapping[str, Any], directory: str | Path) -> None:
         **{name: arguments[name] for name in _OPTIONS},
     }
     text = _json(header)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     write_tensors(tensors, directory / TENSORS_FILE, {"fingerprint": fingerprint})
     if arguments["labels"] is None:
         (directory / LABELS_FILE).unlink(missing_ok=True)
@@ -158,25 +158,35 @@ def read_tensors(
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file under a temporary name and move it into place."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # safetensors 0.8 makes files that only their owner can read
+    """Write a safetensors file under a temporary name and move it into place. DiskError, with
+    nothing left, when the disk does not take it."""
     ready: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         tied = tensor.data_ptr() in {other.data_ptr() for other in ready.values()}
         ready[name] = tensor.clone() if tied else tensor
-    save_file(ready, temporary, metadata)  # which refuses tensors that share memory
-    temporary.chmod(mode)
-    temporary.replace(path)
+    with placed(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors 0.8 makes files only their owner can read
+        save_file(ready, temporary, metadata)  # which refuses tensors that share memory
+        temporary.chmod(mode)
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file under a temporary name and move it into place."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file under a temporary name and move it into place. DiskError, with nothing
+    left, when the disk does not take it."""
+    with placed(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def make_directory(directory: Path) -> None:
+    """Make it and its parents. DiskError when that is refused."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DiskError(
+            f"The directory {directory} cannot be made ({problem.strerror}); name another."
+        ) from problem
 
 
 def as_wanted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

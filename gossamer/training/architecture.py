@@ -59,6 +59,12 @@ class Encoded:
         """The sum over latents, averaged over the batch's tokens."""
         return values.sum() / self.n_rows
 
+    def by_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
+        """The sum over latents of each token."""
+        if self.pairs is None:
+            return values.sum(1)
+        return values.new_zeros(self.n_rows).index_add(0, self.pairs.rows, values)
+
     def fired(self, latents: Float[Tensor, "..."]) -> Bool[Tensor, " d_sae"]:
         """Which latents were active on some token."""
         if self.pairs is None:
@@ -119,8 +125,8 @@ class AbstractArchitecture(ABC):
         """Whether an autoencoder reads x - b_dec."""
 
     @abstractmethod
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
-        """Parameters of its own, as they start."""
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
+        """Parameters of its own as they start, where b_enc starts like this."""
 
     @abstractmethod
     def estimates(self) -> dict[str, Float[Tensor, ""]]:

@@ -3,6 +3,10 @@
 A token alone has no batch to compete in, so the finished SAE compares with one threshold: the
 smallest value that was kept, averaged over batches. That follows every turn of the training with a
 delay; at the end the threshold is set once so that the mean L0 over fresh batches is k.
+
+The rank is of p alone. An autoencoder's decoder norms are 1; a transcoder's are free and start at
+0, where a rank of p ‖W_dec‖ would choose nothing, so there a latent can gain rank by a longer
+encoder row and a shorter decoder row. The threshold is one number for all latents either way.
 """
 
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from gossamer.kernels.encode import encode_batch_topk
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.topk import TopK
 from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.ranges import check_share, check_whole
 from gossamer.training.topk import rate_of_width
 from gossamer.training.trainee import Trainee
 
@@ -39,7 +44,9 @@ class BatchTopKConfig(AbstractArchitecture):
 
     def check(self, d_sae: int) -> None:
         """k must be in 1..d_sae."""
+        check_whole("k", self.k)
         TopK(self.k).check(d_sae)
+        check_share("threshold_decay", self.threshold_decay, below_1=True)
 
     def learning_rate(self, d_sae: int) -> float:
         """As TopK's."""
@@ -55,7 +62,7 @@ class BatchTopKConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
         """None."""
         return {}
 

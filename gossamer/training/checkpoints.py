@@ -12,6 +12,7 @@ that is killed at any moment leaves whole ones.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +23,14 @@ from jaxtyping import Float64
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gossamer.errors import FormatError, GossamerError
-from gossamer.saes.native import read_json, read_tensors, write_tensors, write_text
+from gossamer.errors import DiskError, FormatError, GossamerError, ShapeError
+from gossamer.saes.native import (
+    make_directory,
+    read_json,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 from gossamer.training.config import TrainConfig
 from gossamer.training.trainee import Trainee
 
@@ -47,8 +54,11 @@ def as_json(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def open_run(directory: Path, configs: Sequence[TrainConfig], source: Mapping[str, Any]) -> None:
-    """Make the directory, or check that it holds this very run. GossamerError when it does not."""
+def open_run(directory: Path, configs: Sequence[TrainConfig], source: Mapping[str, Any]) -> str:
+    """Make the directory, or check that it holds this very run; the text of its run's file.
+
+    GossamerError when it holds anything else, or cannot be made.
+    """
     wanted = {
         "format": FORMAT,
         "version": VERSION,
@@ -56,18 +66,46 @@ def open_run(directory: Path, configs: Sequence[TrainConfig], source: Mapping[st
         "source": json.loads(json.dumps(dict(source))),
     }
     path = directory / RUN_FILE
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(wanted, indent=2) + "\n", path)
-        return
-    found = read_json(path)
-    if found == wanted:
-        return
+    if path.exists():
+        _check_same(read_json(path), wanted, directory)
+    else:
+        _check_empty(directory)
+        make_directory(directory)
+    for leftover in (*directory.glob("*.partial"), *directory.glob("checkpoints/*.partial")):
+        leftover.unlink()
+    return json.dumps(wanted, indent=2) + "\n"
+
+
+def begin_run(directory: Path, text: str) -> None:
+    """Write the run's file, once it is known that the run can begin."""
+    if not (directory / RUN_FILE).exists():
+        write_text(text, directory / RUN_FILE)
+
+
+def _check_same(found: Any, wanted: Any, directory: Path) -> None:
+    """GossamerError when the directory's run is another one."""
     differing = sorted(_differences(found, wanted))
+    if not differing:
+        return
+    words = {"configs": "settings", "source": "activations"}
+    kinds = [word for name, word in words.items() if any(d.startswith(name) for d in differing)]
     raise GossamerError(
-        f"{directory} holds a run with other settings ({', '.join(differing[:4])}); give the same "
-        "ones to continue it, or another directory."
+        f"{directory} holds a run with other {' and '.join(kinds) or 'files'} "
+        f"({'; '.join(differing[:4])}); give the same ones to continue it, or another directory."
     )
+
+
+def _check_empty(directory: Path) -> None:
+    """GossamerError where a run would mix with what is there already."""
+    if directory.exists() and not directory.is_dir():
+        raise GossamerError(f"{directory} is a file; name a directory for the run.")
+    there = [] if not directory.exists() else sorted(path.name for path in directory.iterdir())
+    there = [name for name in there if not name.startswith(".") and not name.endswith(".partial")]
+    if there:
+        raise GossamerError(
+            f"{directory} holds {', '.join(there[:3])} and no {RUN_FILE}, so it is no run that "
+            "could be continued; name a new or empty directory."
+        )
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
@@ -107,15 +145,14 @@ def save_checkpoint(
             for key, tensor in optimizer.state[parameter].items():
                 tensors[f"{place}.adam.{name}.{key}"] = tensor
     path = directory / "checkpoints" / f"step-{step:08d}.safetensors"
-    path.parent.mkdir(exist_ok=True)
     about = {"format": FORMAT, "version": str(VERSION), "step": str(step)}
     try:
+        make_directory(path.parent)
         write_tensors(tensors, path, about)
-    except (OSError, SafetensorError) as problem:
-        path.with_name(path.name + ".partial").unlink(missing_ok=True)
-        raise GossamerError(
-            f"The checkpoint after step {step} could not be written ({problem}); make room and "
-            f"run the same command again: {_goes_on(directory)}."
+    except (DiskError, SafetensorError) as problem:
+        raise DiskError(
+            f"The checkpoint after step {step} could not be written: {why_not(problem)}. Make "
+            f"room; the same command again {_goes_on(directory)}."
         ) from problem
     for old in checkpoints(directory)[:-keep]:
         old.unlink()
@@ -138,58 +175,120 @@ def load_checkpoint(
     """Put the state back, bit for bit; returns the sums."""
     try:
         tensors, about = read_tensors(path)
-        if about.get("format") != FORMAT or about.get("version") != str(VERSION):
-            raise FormatError(f"{path} is no checkpoint that this release reads; remove it.")
-        for place, (trainee, optimizer) in enumerate(zip(trainees, optimizers, strict=True)):
-            state = {name: tensors[f"{place}.{name}"] for name in trainee.state_dict()}
-            trainee.load_state_dict(state)
-            for name, parameter in trainee.named_parameters():
-                start = f"{place}.adam.{name}."
-                optimizer.state[parameter] = {
-                    # A copy where the weight is; Adam's own step count stays on the CPU or not, as
-                    # it does when it is made.
-                    key.removeprefix(start): tensor.to(parameter.device)
-                    for key, tensor in tensors.items()
-                    if key.startswith(start)
-                }
-        return tensors["sums"]
-    except (FormatError, KeyError, RuntimeError) as problem:
+    except FormatError as problem:
         raise FormatError(
             f"{path} is damaged ({problem}); remove it to go on from the checkpoint before."
         ) from problem
+    if about.get("format") != FORMAT or about.get("version") != str(VERSION):
+        raise FormatError(f"{path} is no checkpoint that this release reads; remove it.")
+    _check_shapes(path, tensors, trainees)
+    for place, (trainee, optimizer) in enumerate(zip(trainees, optimizers, strict=True)):
+        trainee.load_state_dict({n: tensors[f"{place}.{n}"] for n in trainee.state_dict()})
+        for name, parameter in trainee.named_parameters():
+            start = f"{place}.adam.{name}."
+            optimizer.state[parameter] = {
+                # A copy where the weight is; Adam's own step count stays on the CPU or not, as it
+                # does when it is made.
+                key.removeprefix(start): tensor.to(parameter.device)
+                for key, tensor in tensors.items()
+                if key.startswith(start)
+            }
+    return tensors["sums"]
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, Tensor], trainees: Sequence[Trainee]) -> None:
+    """FormatError for what is missing, ShapeError for what does not fit the trainees."""
+    wanted: dict[str, tuple[int, ...]] = {"sums": (len(trainees), 5)}
+    for place, trainee in enumerate(trainees):
+        wanted |= {f"{place}.{n}": tuple(t.shape) for n, t in trainee.state_dict().items()}
+        for name, parameter in trainee.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                wanted[f"{place}.adam.{name}.{key}"] = tuple(parameter.shape)
+            wanted[f"{place}.adam.{name}.step"] = ()
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise FormatError(
+            f"{path} is damaged (it lacks {', '.join(missing[:3])}); remove it to go on from the "
+            "checkpoint before."
+        )
+    other = [
+        f"{name} {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in wanted.items()
+        if tuple(tensors[name].shape) != shape
+    ]
+    if other:
+        raise ShapeError(
+            f"{path} is of activations of another width ({'; '.join(other[:3])}); give those that "
+            "the run was started with, or another directory."
+        )
 
 
 def read_log(directory: Path, until_step: int) -> list[dict[str, Any]]:
-    """The lines up to a step; what a later, lost part of the run has logged is cut off the file."""
+    """The lines up to a step; what a later, lost part of the run has logged is cut off the file.
+
+    FormatError for a file that is damaged elsewhere than at its end, where a kill may have cut it.
+    """
     path = directory / LOG_FILE
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a run that was killed while writing it
-            break
-        if row["step"] > until_step:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise FormatError(f"{path} cannot be read ({problem}); put the log back.") from problem
+    rows: list[dict[str, Any]] = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row is None and number < len(lines):
+            raise FormatError(f"Line {number} of {path} is damaged; put the log back.")
+        if row is None or row["step"] > until_step:
             break
         rows.append(row)
-    write_text("".join(json.dumps(row) + "\n" for row in rows), path)
+    if len(rows) < len(lines) or not text.endswith("\n"):
+        write_text("".join(json.dumps(row) + "\n" for row in rows), path)
     return rows
 
 
-def append_log(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines to the log."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the log; None when it is damaged."""
     try:
-        with (directory / LOG_FILE).open("a", encoding="utf-8") as file:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"step", "trainee"} <= set(row) else None
+
+
+def append_log(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to the log, all or none."""
+    path = directory / LOG_FILE
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as problem:
-        raise GossamerError(
-            f"{directory / LOG_FILE} could not be written ({problem}); make room and run the same "
-            f"command again: {_goes_on(directory)}."
+        if path.exists():
+            os.truncate(path, size)
+        raise DiskError(
+            f"{path} could not be written ({problem.strerror}). Make room; the same command again "
+            f"{_goes_on(directory)}."
         ) from problem
+
+
+def last_good(directory: Path | None) -> str:
+    """Which checkpoint there is to go on from, in words."""
+    found = [] if directory is None else checkpoints(directory)
+    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint"
+
+
+def why_not(problem: Exception) -> str:
+    """Why a file could not be written, in a few words; safetensors has its own error for it."""
+    text = str(problem)
+    return (
+        "the disk is full" if "os error 28" in text or "disk is full" in text else text.rstrip(".")
+    )
 
 
 def _goes_on(directory: Path) -> str:
     found = checkpoints(directory)
-    return f"it goes on from step {step_of(found[-1])}" if found else "it starts anew"
+    return f"goes on from step {step_of(found[-1])}" if found else "starts anew"

@@ -6,6 +6,12 @@ from typing import Literal
 from gossamer.errors import GossamerError
 from gossamer.sites import parse_site
 from gossamer.training.architecture import AbstractArchitecture
+from gossamer.training.ranges import (
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_whole,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +38,20 @@ class OptimizerConfig:
     """Largest norm of the gradient of all weights together; None: unlimited."""
 
     def __post_init__(self) -> None:
-        if self.rate is not None and self.rate <= 0:
-            raise GossamerError(f"The learning rate must be above 0, got {self.rate}.")
-        if not 0 <= self.decay <= 1 or (self.warmup_steps or 0) < 0:
-            raise GossamerError(
-                "decay is a share of the run from 0 to 1 and warmup_steps at least 0, got "
-                f"decay={self.decay} and warmup_steps={self.warmup_steps}."
-            )
+        check_positive("rate", self.rate)
+        for beta in self.betas:
+            check_share("Each of betas", beta, below_1=True)
+        check_positive("epsilon", self.epsilon)
+        check_whole("warmup_steps", self.warmup_steps, 0)
+        check_share("decay", self.decay)
+        check_positive("clip", self.clip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadConfig:
     """When a latent counts as dead, and what is done about it."""
 
-    after_tokens: int | None = None
+    after_tokens: int | float | None = None
     """Silent on this many tokens means dead; None: a twentieth of the run, at most 10 million."""
 
     remedy: Literal["auxk", "resample", "none"] | None = None
@@ -58,21 +64,26 @@ class DeadConfig:
     k_aux: int | None = None
     """Dead latents that take part for each token in AuxK; None: half the width of the output."""
 
-    resample_tokens: int | None = None
-    """Dead latents are resampled each time this many tokens have passed; None: `after_tokens`."""
+    resample_tokens: int | float | None = None
+    """Dead latents are resampled each time this many tokens have passed, as long as the learning
+    rate has not begun to fall; None: `after_tokens`. One stays dead until it is active."""
 
     def __post_init__(self) -> None:
         if self.remedy not in (None, "auxk", "resample", "none"):
             raise GossamerError(
                 f'The remedy for dead latents is auxk, resample or none, got "{self.remedy}".'
             )
+        check_whole("after_tokens", self.after_tokens)
+        check_not_negative("aux_weight", self.aux_weight)
+        check_whole("k_aux", self.k_aux)
+        check_whole("resample_tokens", self.resample_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartConfig:
     """What is read off the first activations before the first step."""
 
-    n_tokens: int = 100_000
+    n_tokens: int | float = 100_000
     """Tokens over which the mean and the scale are taken, rounded up to whole batches; at most
     those of the run."""
 
@@ -82,6 +93,7 @@ class StartConfig:
     def __post_init__(self) -> None:
         if self.b_dec not in ("mean", "geometric_median", "zero"):
             raise GossamerError(f'b_dec is mean, geometric_median or zero, got "{self.b_dec}".')
+        check_whole("The n_tokens of the start", self.n_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +106,9 @@ class TrainConfig:
     d_sae: int
     """Number of latents."""
 
-    n_tokens: int
-    """Tokens that it sees, rounded up to whole batches; several epochs where there are fewer."""
+    n_tokens: int | float
+    """Tokens that it sees, a whole number (2e6 is one), rounded up to whole batches; several
+    epochs where there are fewer."""
 
     site: str | None = None
     """The site it reads; None: the only one that the source has."""
@@ -122,17 +135,21 @@ class TrainConfig:
     """Of the first weights, of resampling and, with the step, of the order of the data."""
 
     def __post_init__(self) -> None:
-        if self.d_sae < 1 or self.n_tokens < 1 or self.batch_tokens < 1:
-            raise GossamerError(
-                "d_sae, n_tokens and batch_tokens must be at least 1, got "
-                f"{self.d_sae}, {self.n_tokens} and {self.batch_tokens}."
-            )
+        for name in ("d_sae", "n_tokens", "batch_tokens"):
+            check_whole(name, getattr(self, name))
+        check_whole("seed", self.seed, 0, 2**32 - 1)
         for site in (self.site, self.site_out):
             if site is not None:
                 parse_site(site)
         if self.skip and self.site_out in (None, self.site):
             raise GossamerError("A skip connection is for transcoders; give site_out as well.")
         self.sae.check(self.d_sae)
+        is_transcoder = self.site is not None and self.site_out not in (None, self.site)
+        if is_transcoder and self.sae.name == "relu" and self.sae.unit_decoder:
+            raise GossamerError(
+                'A transcoder\'s decoder norms are free, so an L1 with norm="unit" would only make '
+                'them grow; write norm="decoder".'
+            )
         if self.remedy == "auxk" and self.sae.name == "gated":
             raise GossamerError(
                 "AuxK gives the gate of a gated SAE no gradient; write remedy resample or none."
@@ -141,7 +158,7 @@ class TrainConfig:
     @property
     def n_steps(self) -> int:
         """Steps of the run."""
-        return -(-self.n_tokens // self.batch_tokens)
+        return -(-int(self.n_tokens) // self.batch_tokens)
 
     @property
     def rate(self) -> float:
@@ -158,8 +175,8 @@ class TrainConfig:
     @property
     def dead_after(self) -> int:
         """Tokens of silence that mean dead."""
-        derived = max(1, min(10_000_000, self.n_tokens // 20))
-        return derived if self.dead.after_tokens is None else self.dead.after_tokens
+        derived = max(1, min(10_000_000, int(self.n_tokens) // 20))
+        return derived if self.dead.after_tokens is None else int(self.dead.after_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +196,6 @@ class RunConfig:
     """A bar on standard error; None: where that is a terminal."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.log_steps < 1 or self.checkpoint_seconds < 0:
-            raise GossamerError(
-                "keep and log_steps must be at least 1 and checkpoint_seconds at least 0, got "
-                f"{self.keep}, {self.log_steps} and {self.checkpoint_seconds}."
-            )
+        check_not_negative("checkpoint_seconds", self.checkpoint_seconds)
+        check_whole("keep", self.keep)
+        check_whole("log_steps", self.log_steps)

@@ -9,8 +9,6 @@ without b_dec, which the others have used already. Resampling (Bricken et al. 20
 latent the direction of an input that is reconstructed badly.
 """
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from gossamer.kernels.encode import encode_topk
 from gossamer.kernels.pairs import Pairs, read_pairs, write_pairs
+from gossamer.training.architecture import AbstractArchitecture
 from gossamer.training.trainee import Trainee
 
 MAX_DENSITY = 0.04
@@ -40,8 +39,12 @@ def auxk(
     k = min(k_aux, len(dead))
     written = _dense if k > MAX_DENSITY * len(dead) else _sparse
     missed = (error - written(u, W_enc, b_enc, W_dec, k)).square().sum()
-    ratio = missed / (error - error.mean(0)).square().sum()
-    return ratio.nan_to_num(0.0, 0.0, 0.0) * min(1.0, len(dead) / k_aux)
+    variation = (error - error.mean(0)).square().sum()
+    # What is left of the variation of equal rows is rounding. The quotient not taken must be finite
+    # too, or its gradient is 0 · inf.
+    varies = variation > (100 * torch.finfo(error.dtype).eps) ** 2 * error.square().sum()
+    ratio = torch.where(varies, missed / torch.where(varies, variation, 1), 0)
+    return ratio * min(1.0, len(dead) / k_aux)
 
 
 def _dense(  # noqa: PLR0917  the parts of a small SAE
@@ -79,31 +82,37 @@ def resample_(
     u: Float[Tensor, "batch d_in"],
     error: Float[Tensor, "batch d_out"],
     *,
-    fresh: Mapping[str, Float[Tensor, " d_sae"]],
+    sae: AbstractArchitecture,
     generator: torch.Generator,
 ) -> None:
     """Point dead latents at inputs drawn in proportion to their squared loss, ‖e‖⁴.
 
-    The encoder row becomes the input's direction at a fifth of the mean norm of the live ones, its
-    biases what they were at the start (`fresh`). An autoencoder's decoder row becomes that
-    direction, a transcoder's the direction of the error there; its norm that of the live ones.
+    The encoder row becomes the input's direction from their centre, at a fifth of the mean norm of
+    the live ones, or at all of it where latents are chosen by rank: a fifth would never be. The
+    centre is b_dec where that is taken from the input, and b_enc is then 0; else
+    the batch's mean, and b_enc makes up for it, so that about as many tokens lie on either side.
+    What an architecture has of its own starts anew from that b_enc. An autoencoder's
+    decoder row becomes the direction that is read, a transcoder's that of the error there; its norm
+    that of the live ones. `silent_tokens` stay: a latent is dead until it is active.
     """
     alive = torch.ones(trainee.d_sae, dtype=torch.bool, device=u.device)
     alive[dead] = False
     if not alive.any():
         alive[:] = True
-    losses = error.square().sum(1)
-    drawn = torch.multinomial(
-        losses.square().double().cpu(), len(dead), replacement=True, generator=generator
-    ).to(u.device)
-    reads = F.normalize(u[drawn], dim=1)
+    losses = error.double().square().sum(1).square().cpu()
+    if not losses.any():
+        return
+    drawn = torch.multinomial(losses, len(dead), replacement=True, generator=generator)
+    drawn = drawn.to(u.device)
+    centre = u.mean(0) if trainee.shift is None else torch.zeros_like(u[0])
+    reads = F.normalize(u[drawn] - centre, dim=1)
     writes = reads if trainee.is_autoencoder else F.normalize(error[drawn], dim=1)
-    trainee.W_enc[dead] = reads * 0.2 * trainee.W_enc[alive].norm(dim=1).mean()
+    size = 1.0 if sae.selects_by_rank else 0.2
+    trainee.W_enc[dead] = reads * size * trainee.W_enc[alive].norm(dim=1).mean()
     trainee.W_dec[dead] = writes * trainee.W_dec[alive].norm(dim=1).mean()
-    trainee.b_enc[dead] = 0
-    for name, start in fresh.items():
-        trainee.extra[name][dead] = start.to(trainee.b_enc)[dead]
-    trainee.silent_tokens[dead] = 0
+    trainee.b_enc[dead] = -(trainee.W_enc[dead] @ centre)
+    for name, start in sae.extra(trainee.b_enc.detach()).items():
+        trainee.extra[name][dead] = start[dead]
 
 
 def forget_(

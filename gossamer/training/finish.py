@@ -9,14 +9,15 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gossamer.errors import GossamerError
+from gossamer.errors import DiskError
 from gossamer.kernels.encode import encode_topk
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
+from gossamer.saes.native import read_header
 from gossamer.saes.sae import SAE
 from gossamer.saes.selection import AbstractSelection
 from gossamer.training.batchtopk import BatchTopKConfig
-from gossamer.training.checkpoints import as_json
+from gossamer.training.checkpoints import as_json, why_not
 from gossamer.training.config import TrainConfig
 from gossamer.training.trainee import Trainee
 
@@ -109,11 +110,17 @@ def save_all(saes: Sequence[SAE], names: Sequence[str], directory: Path) -> None
     for sae, name in zip(saes, names, strict=True):
         try:
             sae.save(directory / name)
-        except (OSError, SafetensorError) as problem:
-            raise GossamerError(
-                f"{directory / name} could not be written ({problem}); make room and run the same "
-                "command again: the training itself is done and kept."
+        except (DiskError, SafetensorError) as problem:
+            raise DiskError(
+                f"{directory / name} could not be written: {why_not(problem)}. Make room and run "
+                "the same command again: the training itself is done and kept."
             ) from problem
+
+
+def is_made_by(config: TrainConfig, about: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the SAE in a folder is what this config made of these activations."""
+    metadata = read_header(folder).get("metadata") or {}
+    return metadata.get("training") == as_json(config) and metadata.get("source") == dict(about)
 
 
 def _scalar(tensor: Tensor) -> float:

@@ -3,7 +3,8 @@
     π = W_enc u + b_gate,  a = 1[π > 0] · relu(e^r ⊙ (W_enc u) + b_mag)
     loss = E[‖e‖² + λ Σ_i relu(π_i) + ‖y - ŷ_frozen(relu π)‖²]     (arXiv 2404.16014, eq. 8)
 
-ŷ_frozen uses the decoder without gradient, and the penalty counts no decoder norms, which are 1.
+ŷ_frozen uses the decoder without gradient. Decoder norms are 1; a transcoder's are free, and there
+the penalty counts relu(π_i) ‖W_dec,i‖, the norms without gradient, as the decoder is frozen.
 """
 
 from dataclasses import dataclass
@@ -60,9 +61,9 @@ class GatedConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
-        """b_gate and r_mag, both 0."""
-        return {"b_gate": torch.zeros(d_sae), "r_mag": torch.zeros(d_sae)}
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
+        """b_gate, as b_enc, and r_mag, 0."""
+        return {"b_gate": b_enc.clone(), "r_mag": torch.zeros_like(b_enc)}
 
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
         """None."""
@@ -83,13 +84,16 @@ class GatedConfig(AbstractArchitecture):
     def penalties(
         self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
     ) -> dict[str, Float[Tensor, ""]]:
-        """L1 of the gate, and the reconstruction by the gate through the frozen decoder."""
+        """L1 of the gate, and its reconstruction through the frozen decoder."""
         gate = encoded.pre.relu()
         decoded = encoded.decode(gate, trainee.W_dec.detach()) + trainee.b_dec.detach()
         if trainee.W_skip is not None:
             decoded = decoded + moment.x @ trainee.W_skip.detach().T
+        weighted = gate
+        if not trainee.unit_decoder:
+            weighted = gate * encoded.spread(trainee.W_dec.detach().norm(dim=1))
         return {
-            "l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(gate),
+            "l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted),
             "gate": encoded.per_token((moment.target - decoded).square()),
         }
 

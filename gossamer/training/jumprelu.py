@@ -7,6 +7,7 @@ a = p · 1[p > θ] and the step 1[p > θ] have
     step    ∂p: 0                 ∂θ: -(1/ε) K((p - θ)/ε) g
 
     l0      loss = E[‖e‖² + λ Σ_i step_i]
+    target  loss = E[‖e‖² + λ (2 / L0*) (Σ_i step_i - L0*)²], which steers L0 to L0*
     tanh    loss = E[‖e‖² + λ Σ_i tanh(c a_i ‖W_dec,i‖)], the jump giving p the opposite of what it
             gives θ as well (transformer-circuits.pub/2025/january-update)
 
@@ -30,6 +31,7 @@ from gossamer.training.architecture import (
     read_above,
     warmed,
 )
+from gossamer.training.ranges import check_not_negative, check_positive
 from gossamer.training.relu import check_penalty
 from gossamer.training.trainee import Trainee
 
@@ -45,17 +47,22 @@ class JumpReLUConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = False
     """It does not."""
 
-    penalty: Literal["l0", "tanh"] = "tanh"
-    """Which of the two losses."""
+    penalty: Literal["l0", "tanh", "target"] = "tanh"
+    """Which of the three losses."""
 
-    coefficient: float = 5.0
-    """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d)."""
+    target_l0: float | None = None
+    """L0*, latents a token, with the penalty target."""
+
+    coefficient: float | None = None
+    """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d); None: 5
+    for tanh, 1 for target, 0.1 for l0. With l0 only θ feels it, and Adam divides its size out
+    again: from about 1 on L0 falls no further (SAELens#719); search far below, on a log grid."""
 
     warmup: float = 1.0
     """Share of the run over which the penalty rises from 0."""
 
     bandwidth: float | None = None
-    """ε, in units of the pre-activation; None: 2 for tanh, 0.1 for l0."""
+    """ε, in units of the pre-activation; None: 2 for tanh, 0.1 for the others."""
 
     start_threshold: float = 0.1
     """θ of every latent at the start."""
@@ -68,14 +75,25 @@ class JumpReLUConfig(AbstractArchitecture):
 
     def check(self, d_sae: int) -> None:
         """The options, as any number of latents fits."""
-        if self.penalty not in ("l0", "tanh"):
-            raise GossamerError(f'penalty is "l0" or "tanh", got "{self.penalty}".')
-        check_penalty("coefficient", self.coefficient, self.warmup)
-        if self.width <= 0 or self.start_threshold < 0:
+        if self.penalty not in ("l0", "tanh", "target"):
+            raise GossamerError(f'penalty is "l0", "tanh" or "target", got "{self.penalty}".')
+        if (self.penalty == "target") != (self.target_l0 is not None):
             raise GossamerError(
-                "JumpReLU needs a bandwidth above 0 and a threshold of at least 0, got "
-                f"bandwidth={self.width} and start_threshold={self.start_threshold}."
+                f'target_l0 is given with the penalty "target" and with no other, got '
+                f'target_l0={self.target_l0} with "{self.penalty}".'
             )
+        check_positive("target_l0", self.target_l0)
+        check_penalty("coefficient", self.weight, self.warmup)
+        check_positive("bandwidth", self.bandwidth)
+        check_not_negative("start_threshold", self.start_threshold)
+        check_positive("tanh_scale", self.tanh_scale)
+        check_not_negative("dead_weight", self.dead_weight)
+
+    @property
+    def weight(self) -> float:
+        """λ at the end of its warm-up."""
+        derived = {"tanh": 5.0, "target": 1.0, "l0": 0.1}[self.penalty]
+        return derived if self.coefficient is None else self.coefficient
 
     @property
     def width(self) -> float:
@@ -84,22 +102,22 @@ class JumpReLUConfig(AbstractArchitecture):
         return derived if self.bandwidth is None else self.bandwidth
 
     def learning_rate(self, d_sae: int) -> float:
-        """2e-4 for tanh, 7e-5 for l0, as their papers."""
+        """2e-4 for tanh, 7e-5 for the others, as their papers."""
         return 2e-4 if self.penalty == "tanh" else 7e-5
 
     @property
     def unit_decoder(self) -> bool:
-        """With l0, which sees no norms."""
-        return self.penalty == "l0"
+        """With all but tanh: they see no norms."""
+        return self.penalty != "tanh"
 
     @property
     def subtract_b_dec(self) -> bool:
         """No."""
         return False
 
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
         """θ."""
-        return {"threshold": torch.full((d_sae,), self.start_threshold)}
+        return {"threshold": torch.full_like(b_enc, self.start_threshold)}
 
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
         """None."""
@@ -119,13 +137,16 @@ class JumpReLUConfig(AbstractArchitecture):
         self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
     ) -> dict[str, Float[Tensor, ""]]:
         """The sparsity term, and what moves dead latents."""
-        weight = warmed(self.coefficient, self.warmup, moment.progress)
+        weight = warmed(self.weight, self.warmup, moment.progress)
         threshold = trainee.extra["threshold"]
-        if self.penalty == "l0":
-            sparsity = step(encoded.pre, encoded.spread(threshold), self.width)
-        else:
+        if self.penalty == "tanh":
             norms = encoded.spread(trainee.W_dec.norm(dim=1))
             sparsity = (self.tanh_scale * latents * norms).tanh()
+        else:
+            sparsity = step(encoded.pre, encoded.spread(threshold), self.width)
+        if self.target_l0 is not None:
+            missed = encoded.by_token(sparsity) - self.target_l0
+            sparsity = 2 / self.target_l0 * missed.square()
         terms = {self.penalty: weight * encoded.per_token(sparsity)}
         if self.dead_weight and len(moment.dead):
             dead = moment.dead

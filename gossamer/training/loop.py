@@ -8,6 +8,7 @@ started again in its directory ends with the same bits as one that was not, on t
 with the same number of threads.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,12 +19,16 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gossamer.errors import GossamerError, SiteError
+from gossamer.errors import FormatError, GossamerError
+from gossamer.models.model import Model
 from gossamer.saes.files import is_native, load_native
 from gossamer.saes.sae import SAE
 from gossamer.training.checkpoints import (
+    LOG_FILE,
     append_log,
+    begin_run,
     checkpoints,
+    last_good,
     load_checkpoint,
     open_run,
     read_log,
@@ -31,11 +36,21 @@ from gossamer.training.checkpoints import (
     step_of,
 )
 from gossamer.training.config import RunConfig, TrainConfig
-from gossamer.training.finish import finished_sae, member_names, save_all
+from gossamer.training.finish import finished_sae, is_made_by, member_names, save_all
+from gossamer.training.interrupt import Interrupt
+from gossamer.training.joint import JacobianConfig, Joint, jacobian_term
 from gossamer.training.progress import Bar, Callback, Clock
 from gossamer.training.schedules import learning_rate
+from gossamer.training.settled import device_of, settled, source_of
 from gossamer.training.start import first_look, new_trainee
-from gossamer.training.step import Outcome, descend_, new_optimizer, outcome
+from gossamer.training.step import (
+    NotFiniteError,
+    Outcome,
+    descend_,
+    new_optimizer,
+    outcome,
+    update_,
+)
 from gossamer.training.trainee import Trainee
 from gossamer.views.curves import curves_to_html
 
@@ -68,7 +83,9 @@ class _Run:
     """What stays the same during the loop."""
 
     configs: list[TrainConfig]
+    joint: Joint | None
     source: Any
+    about: Mapping[str, Any]
     directory: Path | None
     run: RunConfig
     callbacks: Sequence[Callback]
@@ -81,10 +98,31 @@ class _Run:
         return list(dict.fromkeys(site for pair in named for site in pair if site))
 
     def batches(self, start: int) -> Iterator[Mapping[str, Tensor]]:
-        """Batches from number `start`, on the device."""
+        """Finite batches from number `start`, on the device. GossamerError at any other."""
         first = self.configs[0]
-        for batch in self.source.batches(first.batch_tokens, seed=first.seed, start=start):
-            yield {site: batch[site].to(self.device) for site in self.sites}
+        made = self.source.batches(first.batch_tokens, seed=first.seed, start=start)
+        for step, batch in enumerate(made, start):
+            moved = {site: batch[site].to(self.device) for site in self.sites}
+            for site, x in moved.items():
+                if not torch.isfinite(x).all():
+                    raise GossamerError(
+                        f"The activations of {site} in the batch of step {step} are not finite; "
+                        f"{last_good(self.directory)}. Harvest them anew, for another directory."
+                    )
+            yield moved
+
+
+@dataclass(slots=True)
+class _State:
+    """What the loop moves on, whole between two steps."""
+
+    trainees: list[Trainee]
+    optimizers: list[torch.optim.Adam]
+    sums: Tensor
+    history: list[dict[str, Any]]
+    done: int
+    logged: int
+    saved: float
 
 
 @overload
@@ -96,35 +134,38 @@ def train(
     callbacks: Sequence[Callback] = (),
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
+    model: Model | None = None,
 ) -> TrainResult: ...
 
 
 @overload
 def train(
-    config: Sequence[TrainConfig],
+    config: Sequence[TrainConfig] | JacobianConfig,
     source: Any,
     *,
     directory: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
+    model: Model | None = None,
 ) -> list[TrainResult]: ...
 
 
 def train(
-    config: TrainConfig | Sequence[TrainConfig],
+    config: TrainConfig | Sequence[TrainConfig] | JacobianConfig,
     source: Any,
     *,
     directory: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
+    model: Model | None = None,
 ) -> TrainResult | list[TrainResult]:
-    """Train an SAE or transcoder, or several from one pass over the activations.
+    """Train an SAE or transcoder, several from one pass over the activations, or a Jacobian pair.
 
     Args:
         config: one, or several with the same `n_tokens` and `batch_tokens`; the first one's seed
-            orders the data.
+            orders the data. A JacobianConfig is two SAEs with one loss.
         source: a Store, a tensor or file of activations, a live (model, corpus, site), or anything
             with `sites`, `about` and `batches(size, *, seed, start)`.
         directory: where checkpoints, log and SAE go. A run that was stopped there continues, a
@@ -132,26 +173,32 @@ def train(
         callbacks: each is called with every row of the log.
         run: what is written how often; none of it changes the result.
         device: None: where the activations are.
+        model: whose MLP stands between a Jacobian pair; None: the one that runs live.
 
-    GossamerError when the settings do not fit each other or the directory, or when a batch has a
-    loss that is not finite: it names the step, the site and the last checkpoint.
+    GossamerError when the settings do not fit each other or the directory, or when a batch, its
+    loss or its gradient is not finite: it names the step, the site and the last good checkpoint.
+    KeyboardInterrupt comes after the step that it met, which is kept in the directory.
     """
     several = not isinstance(config, TrainConfig)
-    configs = list(config) if several else [config]
-    source = _as_source(source, configs[0].site if configs else None)
+    is_pair = isinstance(config, JacobianConfig)
+    configs = config.members() if is_pair else list(config) if several else [config]
+    source = source_of(source, configs[0].site if configs else None)
+    joint = Joint.of(config, source, model) if is_pair else None
+    about = {**source.about, **({} if joint is None else joint.about())}
     what = _Run(
-        _settled(configs, source),
+        settled(configs, source),
+        joint,
         source,
+        json.loads(json.dumps(about)),
         None if directory is None else Path(directory),
         run or RunConfig(),
         callbacks,
-        None if device is None else torch.device(device),
+        device_of(device),
     )
     names = member_names(what.configs)
-    if what.directory is not None:
-        open_run(what.directory, what.configs, source.about)
+    text = "" if what.directory is None else open_run(what.directory, what.configs, what.about)
     finished = _finished(what, names)
-    saes, history = finished or _trained(what, names)
+    saes, history = finished or _trained(what, names, text)
     results = [
         TrainResult(
             sae,
@@ -163,56 +210,105 @@ def train(
     return results if several else results[0]
 
 
-def _trained(what: _Run, names: Sequence[str]) -> tuple[list[SAE], list[dict[str, Any]]]:
-    """The loop."""
-    trainees, first, sums, history = _begun(what)
-    optimizers = [new_optimizer(*each) for each in zip(what.configs, trainees, strict=True)]
-    if first:
-        assert what.directory is not None
-        sums = load_checkpoint(checkpoints(what.directory)[-1], trainees, optimizers).to(sums)
+def _trained(what: _Run, names: Sequence[str], text: str) -> tuple[list[SAE], list[dict[str, Any]]]:
+    """The loop. `text` is that of the run's file."""
+    state = _begun(what)
+    if what.directory is not None:
+        begin_run(what.directory, text)
     size, n_steps = what.configs[0].batch_tokens, what.configs[0].n_steps
-    batches, clock = what.batches(first), Clock()
-    saved, logged = time.monotonic(), first
-    with closing(Bar(what.run.progress, first * size, n_steps * size)) as bar:
-        for step in range(first, n_steps):
-            batch = clock.wait(lambda: next(batches))
-            outcomes = []
-            for place, config in enumerate(what.configs):
-                found = outcome(config, trainees[place], *_pair(config, batch), step=step)
-                _check_finite(what, config, found, batch=batch, step=step)
-                descend_(config, trainees[place], optimizers[place], found, step=step)
-                sums[place] += found.sums()
-                outcomes.append(found)
+    batches, clock = what.batches(state.done), Clock()
+    bar = Bar(what.run.progress, state.done * size, n_steps * size)
+    with closing(bar), Interrupt() as interrupt:
+        while state.done < n_steps:
+            outcomes = _step_(what, state, clock.wait(lambda: next(batches)))
             bar.move(size)
-            done = step + 1
-            if done % what.run.log_steps == 0 or done == n_steps:
-                n_logged = done - logged
-                speed = clock.lap(n_logged * size)
-                rows = _rows(what, trainees, outcomes, sums=sums, done=done)
-                rows = [row | speed for row in rows]
-                sums.zero_()
-                history += rows
-                _tell(what, rows, bar)
-                logged = done
-            due = time.monotonic() - saved >= what.run.checkpoint_seconds or done == n_steps
-            if what.directory is not None and due:
-                keep = what.run.keep
-                save_checkpoint(what.directory, done, trainees, optimizers, sums=sums, keep=keep)
-                saved = time.monotonic()
-    return _saved(what, trainees, names), history
+            is_last = state.done == n_steps
+            if is_last or state.done % what.run.log_steps == 0:
+                speed = clock.lap((state.done - state.logged) * size)
+                rows = [row | speed for row in _rows(what, state, outcomes)]
+                state.sums.zero_()
+                state.history += rows
+                state.logged = state.done
+                _tell(what, rows, interrupt)
+                bar.show(rows)
+            stops = interrupt.wanted
+            due = time.monotonic() - state.saved >= what.run.checkpoint_seconds
+            if is_last or due or stops:
+                _keep_(what, state)
+            if stops:
+                raise KeyboardInterrupt
+    return _saved(what, state.trainees, names), state.history
 
 
-def _begun(what: _Run) -> tuple[list[Trainee], int, Tensor, list[dict[str, Any]]]:
-    """Trainees as they start, the number of steps done, empty sums, and the rows so far."""
-    sums = torch.zeros(len(what.configs), 5, dtype=torch.float64)
+def _begun(what: _Run) -> _State:
+    """The state before the first step, or as it was at the last checkpoint."""
     found = checkpoints(what.directory) if what.directory is not None else []
     first = step_of(found[-1]) if found else 0
     # A resumed run looks as well, for the shapes; the checkpoint then overwrites every number.
     n_tokens = max(min(config.start.n_tokens, config.n_tokens) for config in what.configs)
-    looks = first_look(what.batches(0), what.sites, 1 if first else n_tokens)
+    looks = first_look(what.batches(0), what.sites, 1 if first else int(n_tokens))
     trainees = [new_trainee(config, looks) for config in what.configs]
+    optimizers = [new_optimizer(*each) for each in zip(what.configs, trainees, strict=True)]
+    sums = torch.zeros(len(trainees), 5, dtype=torch.float64, device=trainees[0].b_enc.device)
+    if found:
+        sums = load_checkpoint(found[-1], trainees, optimizers).to(sums)
     history = read_log(what.directory, first) if what.directory is not None else []
-    return trainees, first, sums.to(trainees[0].b_enc.device), history
+    return _State(trainees, optimizers, sums, history, first, first, time.monotonic())
+
+
+def _step_(what: _Run, state: _State, batch: Mapping[str, Tensor]) -> list[Outcome]:
+    """One step of every trainee."""
+    members = list(zip(what.configs, state.trainees, state.optimizers, strict=True))
+    outcomes = []
+    if what.joint is not None:
+        outcomes = _both(what.joint, state, batch, members)
+    for place, (config, trainee, optimizer) in enumerate(members):
+        try:
+            if what.joint is None:
+                found = outcome(config, trainee, *_pair(config, batch), step=state.done)
+                descend_(config, trainee, optimizer, found, step=state.done)
+                outcomes.append(found)
+            else:
+                update_(config, trainee, optimizer, outcomes[place], step=state.done)
+        except NotFiniteError as problem:
+            raise _run_away(what, config, state.done) from problem
+        state.sums[place] += outcomes[place].sums()
+    state.done += 1
+    return outcomes
+
+
+def _both(
+    joint: Joint, state: _State, batch: Mapping[str, Tensor], members: Sequence[Any]
+) -> list[Outcome]:
+    """The outcomes of a pair, the last with what joins them; gradients are there."""
+    outcomes = []
+    for config, trainee, optimizer in members:
+        optimizer.zero_grad(set_to_none=True)
+        outcomes.append(outcome(config, trainee, *_pair(config, batch), step=state.done))
+    if joint.config.weight > 0:
+        term = jacobian_term(joint, state.trainees, outcomes, batch, step=state.done)
+        outcomes[1] = replace(outcomes[1], terms={**outcomes[1].terms, "jacobian": term})
+    torch.stack([found.loss for found in outcomes]).sum().backward()
+    return outcomes
+
+
+def _keep_(what: _Run, state: _State) -> None:
+    """Write a checkpoint, of finite weights only."""
+    for config, trainee in zip(what.configs, state.trainees, strict=True):
+        if not all(torch.isfinite(parameter).all() for parameter in trainee.parameters()):
+            raise _run_away(what, config, state.done - 1)
+    if what.directory is not None:
+        each, keep = (state.trainees, state.optimizers), what.run.keep
+        save_checkpoint(what.directory, state.done, *each, sums=state.sums, keep=keep)
+    state.saved = time.monotonic()
+
+
+def _run_away(what: _Run, config: TrainConfig, step: int) -> GossamerError:
+    return GossamerError(
+        f"At step {step} the loss of {config.site_out or config.site}, its gradient or the weights "
+        "are no longer finite, although the activations are: the weights have run away; "
+        f"{last_good(what.directory)}. Give a lower rate, or clip gradients, in another directory."
+    )
 
 
 def _pair(config: TrainConfig, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -221,38 +317,12 @@ def _pair(config: TrainConfig, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     return x, batch[config.site_out] if config.site_out is not None else x
 
 
-def _check_finite(
-    what: _Run,
-    config: TrainConfig,
-    found: Outcome,
-    *,
-    batch: Mapping[str, Tensor],
-    step: int,
-) -> None:
-    if torch.isfinite(found.loss):
-        return
-    bad = [site for site in what.sites if not torch.isfinite(batch[site]).all()]
-    cause = f"the activations of {bad[0]} are not" if bad else "the weights have run away"
-    kept = checkpoints(what.directory) if what.directory is not None else []
-    last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
-    raise GossamerError(
-        f"The loss at step {step} of {config.site_out or config.site} is not finite, because "
-        f"{cause}; {last}."
-    )
-
-
-def _rows(
-    what: _Run,
-    trainees: list[Trainee],
-    outcomes: list[Outcome],
-    *,
-    sums: Tensor,
-    done: int,
-) -> list[dict[str, Any]]:
+def _rows(what: _Run, state: _State, outcomes: list[Outcome]) -> list[dict[str, Any]]:
     rows = []
-    size = what.configs[0].batch_tokens
-    for place, (config, trainee) in enumerate(zip(what.configs, trainees, strict=True)):
-        loss, squared_error, variation, n_active = (sums[place, :4] / sums[place, 4]).tolist()
+    size, done = what.configs[0].batch_tokens, state.done
+    for place, (config, trainee) in enumerate(zip(what.configs, state.trainees, strict=True)):
+        means = state.sums[place, :4] / state.sums[place, 4]
+        loss, squared_error, variation, n_active = means.tolist()
         rows.append(
             {
                 "step": done,
@@ -270,20 +340,23 @@ def _rows(
     return rows
 
 
-def _tell(what: _Run, rows: list[dict[str, Any]], bar: Bar) -> None:
+def _tell(what: _Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
+    """Log rows, and tell the callbacks; one that is interrupted stops the run after this step."""
     if what.directory is not None:
         append_log(what.directory, rows)
-    for row in rows:
-        for callback in what.callbacks:
-            callback(row)
-    bar.show(rows)
+    try:
+        for row in rows:
+            for callback in what.callbacks:
+                callback(row)
+    except KeyboardInterrupt:
+        interrupt.wanted = True
 
 
 def _saved(what: _Run, trainees: list[Trainee], names: Sequence[str]) -> list[SAE]:
     saes = []
     for config, trainee in zip(what.configs, trainees, strict=True):
         fresh = what.batches(config.n_steps)
-        saes.append(finished_sae(config, trainee, fresh, what.source.about))
+        saes.append(finished_sae(config, trainee, fresh, what.about))
     if what.directory is not None:
         save_all(saes, names, what.directory)
     return saes
@@ -294,43 +367,18 @@ def _finished(what: _Run, names: Sequence[str]) -> tuple[list[SAE], list[dict[st
     if what.directory is None:
         return None
     folders = [what.directory / name for name in names]
+    for config, folder in zip(what.configs, folders, strict=True):
+        if is_native(folder) and not is_made_by(config, what.about, folder):
+            raise GossamerError(
+                f"{folder} holds an SAE that this run did not make; move it away, or give another "
+                "directory."
+            )
     if not all(is_native(folder) for folder in folders):
         return None
     history = read_log(what.directory, what.configs[0].n_steps)
-    return [load_native(folder) for folder in folders], history
-
-
-def _settled(configs: list[TrainConfig], source: Any) -> list[TrainConfig]:
-    """The configs with their sites named, checked against the source and each other."""
-    if not configs:
-        raise GossamerError("There is nothing to train: give at least one TrainConfig.")
-    sizes = {(config.n_tokens, config.batch_tokens) for config in configs}
-    if len(sizes) > 1:
-        raise GossamerError(
-            "SAEs trained from one pass need one n_tokens and one batch_tokens, got "
-            f"{', '.join(map(str, sorted(sizes)))}; train them one by one."
+    if {row["trainee"] for row in history} != set(range(len(folders))):
+        raise FormatError(
+            f"{what.directory / LOG_FILE} of this finished run is missing or cut short; put it "
+            f"back, or read the SAE itself: gossamer.load_sae({str(folders[0])!r})."
         )
-    sites = tuple(source.sites)
-    settled = []
-    for config in configs:
-        if config.site is None and len(sites) != 1:
-            raise SiteError(f"These activations are of {', '.join(sites)}; say which with site.")
-        site = config.site or sites[0]
-        site_out = None if config.site_out == site else config.site_out
-        for each in (site, site_out):
-            if each is not None and each not in sites:
-                raise SiteError(
-                    f"These activations are of {', '.join(sites)}, not of {each}; harvest that "
-                    "site as well."
-                )
-        settled.append(replace(config, site=site, site_out=site_out))
-    return settled
-
-
-def _as_source(source: Any, site: str | None) -> Any:
-    """The source itself, or what `as_source` makes of a tensor, a path or a live run."""
-    if not isinstance(source, Tensor) and callable(getattr(source, "batches", None)):
-        return source
-    from gossamer.activations import as_source
-
-    return as_source(source, site)
+    return [load_native(folder) for folder in folders], history

@@ -8,11 +8,17 @@ A row is a dictionary of plain numbers, for one trainee and the last `log_steps`
     dead rate                         share of dead latents and Adam's learning rate, at the last
     tokens_per_second waiting         speed, and the share of the time spent waiting for data
 
-A callback is anything that takes a row. Weights & Biases, for example:
+A callback is anything that takes a row. Weights & Biases, for example, where every SAE of a sweep
+needs names of its own:
 
     import wandb
     run = wandb.init(project="saes")
-    train(config, source, callbacks=[lambda row: run.log(row, step=row["step"])])
+
+    def log(row):
+        numbers = {name: value for name, value in row.items() if name != "site_out"}
+        run.log({f"{row['trainee']}/{name}": v for name, v in numbers.items()}, step=row["step"])
+
+    train(configs, source, callbacks=[log])
 """
 
 import sys
@@ -39,9 +45,12 @@ def tensorboard(directory: str | Path) -> Callback:
         raise GossamerError(
             "TensorBoard is not installed; write: pip install tensorboard, or leave it out."
         ) from problem
-    writer = SummaryWriter(str(directory))
+    opened: list[SummaryWriter] = []  # with the first row: a run that is refused leaves no file
 
     def write(row: Row) -> None:
+        if not opened:
+            opened.append(SummaryWriter(str(directory)))
+        writer = opened[0]
         for name, value in row.items():
             if name not in NOT_CURVES:
                 writer.add_scalar(f"{row['trainee']}/{name}", value, row["step"])

@@ -22,6 +22,7 @@ from gossamer.training.architecture import (
     read_above,
     warmed,
 )
+from gossamer.training.ranges import check_not_negative, check_share
 from gossamer.training.trainee import Trainee
 
 
@@ -40,7 +41,8 @@ class ReLUConfig(AbstractArchitecture):
     """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d)."""
 
     norm: Literal["decoder", "unit"] = "decoder"
-    """Whether the penalty counts decoder norms, or the norms are held at 1."""
+    """Whether the penalty counts decoder norms, or the norms are held at 1; a transcoder's are
+    free, so it takes "decoder"."""
 
     warmup: float = 0.05
     """Share of the run over which the penalty rises from 0."""
@@ -65,7 +67,7 @@ class ReLUConfig(AbstractArchitecture):
         """In the form "unit"."""
         return self.norm == "unit"
 
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
         """None."""
         return {}
 
@@ -99,8 +101,6 @@ class ReLUConfig(AbstractArchitecture):
 
 
 def check_penalty(name: str, coefficient: float, warmup: float) -> None:
-    """GossamerError for a negative coefficient, or a warm-up that is no share of the run."""
-    if coefficient < 0:
-        raise GossamerError(f"{name} must not be negative, got {coefficient}.")
-    if not 0 <= warmup <= 1:
-        raise GossamerError(f"warmup is a share of the run, from 0 to 1, got {warmup}.")
+    """GossamerError for a coefficient below 0, or a warm-up that is no share of the run."""
+    check_not_negative(name, coefficient)
+    check_share("The penalty's warmup", warmup)

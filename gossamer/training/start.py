@@ -2,8 +2,8 @@
 
     autoencoder   decoder rows random, of norm 1 or 0.1; W_enc = c W_dec; b_dec the mean (or the
                   geometric median); b_enc 0
-    transcoder    encoder rows random of norm 1; W_dec 0; b_dec the mean of the target;
-                  b_enc = -W_enc · mean of the input; W_skip 0
+    transcoder    encoder rows random, whitened by the input's covariance, of norm 1; W_dec 0; b_dec
+                  the mean of the target; b_enc = -W_enc · mean of the input; W_skip 0
 
 c is 1, but for architectures that select by rank the multiple that reconstructs the sample best:
 of many directions those with the largest products are chosen, and the transpose itself would come
@@ -28,6 +28,9 @@ SAMPLE_TOKENS = 8192
 
 FREE_NORM = 0.1
 """Norm of decoder rows at the start where it is free."""
+
+FLAT = 0.01
+"""Variation below this share of the mean counts as none when a transcoder's rows are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,11 @@ def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
     is_autoencoder = site_out == config.site
     generator = torch.Generator().manual_seed(config.seed)
     make = _autoencoder if is_autoencoder else _transcoder
-    weights = make(config, source, target, generator)
+    made = make(config, source, target, generator)
+    weights = {name: tensor.to(source.sample) for name, tensor in made.items()}
     trainee = Trainee(
-        {name: tensor.to(source.sample) for name, tensor in weights.items()},
-        extra=config.sae.extra(config.d_sae),
+        weights,
+        extra=config.sae.extra(weights["b_enc"]),
         estimates={n: t.to(source.mean.device) for n, t in config.sae.estimates().items()},
         scales=(source.scale, target.scale),
         is_autoencoder=is_autoencoder,
@@ -146,16 +150,30 @@ def _transcoder(
     config: TrainConfig, source: FirstLook, target: FirstLook, generator: torch.Generator
 ) -> dict[str, Tensor]:
     d_in, d_out = len(source.mean), len(target.mean)
-    W_enc = F.normalize(torch.randn(config.d_sae, d_in, generator=generator), dim=1)
+    random = torch.randn(config.d_sae, d_in, generator=generator, dtype=torch.float64)
+    W_enc = F.normalize(random @ _whitening(source), dim=1)
     weights = {
         "W_enc": W_enc,
-        "b_enc": -(W_enc.double() @ (source.mean * source.scale).cpu()),
+        "b_enc": -(W_enc @ (source.mean * source.scale).cpu()),
         "W_dec": torch.zeros(config.d_sae, d_out),
         "b_dec": target.mean * target.scale,
     }
     if config.skip:
         weights["W_skip"] = torch.zeros(d_out, d_in)
     return weights
+
+
+def _whitening(look: FirstLook) -> Float64[Tensor, "width width"]:
+    """(C + ε mean eigenvalue)^(-1/2), C the covariance of the sample.
+
+    Rows that have gone through it read all of the input's variation alike. Random rows read little
+    but its few largest directions, so that a few of them always win and the rest die at once.
+    """
+    x = look.sample.double().cpu()
+    x = x - x.mean(0)
+    sizes, directions = torch.linalg.eigh(x.T @ x / len(x))
+    floor = FLAT * sizes.mean() + torch.finfo(sizes.dtype).tiny
+    return (directions * (sizes.clamp(min=0) + floor).rsqrt()) @ directions.T
 
 
 @torch.no_grad()

@@ -6,11 +6,17 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from gossamer.errors import GossamerError
+from gossamer.kernels.pairs import Pairs
 from gossamer.training.architecture import Moment
 from gossamer.training.config import TrainConfig
 from gossamer.training.dead import auxk, forget_, resample_
 from gossamer.training.schedules import learning_rate, progress
 from gossamer.training.trainee import Trainee
+
+
+class NotFiniteError(GossamerError):
+    """The loss or its gradient is not finite; no weight has been changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,9 @@ class Outcome:
 
     latents: Float[Tensor, "..."]
     """The latents that were looked at, without gradient."""
+
+    pairs: Pairs | None
+    """Which (token, latent) pairs those are; None for all of them."""
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -88,6 +97,7 @@ def outcome(
         u,
         error.detach(),
         latents,
+        encoded.pairs,
     )
 
 
@@ -99,12 +109,25 @@ def descend_(
     *,
     step: int,
 ) -> None:
-    """Adam's step and everything that follows it."""
+    """Gradients, Adam's step and everything that follows it. NotFiniteError, before anything has
+    changed."""
     optimizer.zero_grad(set_to_none=True)
     found.loss.backward()
+    update_(config, trainee, optimizer, found, step=step)
+
+
+def update_(
+    config: TrainConfig,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    found: Outcome,
+    *,
+    step: int,
+) -> None:
+    """The step that the gradients say, and everything that follows it. NotFiniteError, before
+    anything has changed."""
     trainee.constrain_gradient_()
-    if config.optimizer.clip is not None:
-        _clip_(trainee, config.optimizer.clip)
+    _clip_(trainee, config.optimizer.clip, found.loss.detach())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     optimizer.step()
@@ -116,11 +139,13 @@ def descend_(
         _maybe_resample_(config, trainee, optimizer, found, step=step)
 
 
-def _clip_(trainee: Trainee, limit: float) -> None:
+def _clip_(trainee: Trainee, limit: float | None, loss: Float[Tensor, ""]) -> None:
     """Shrink all gradients when their common norm exceeds the limit, and only then."""
     gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if norm > limit:
+    if not torch.isfinite(norm + loss):
+        raise NotFiniteError("The loss or its gradient is not finite; lower the learning rate.")
+    if limit is not None and norm > limit:
         for gradient in gradients:
             gradient.mul_(limit / norm)
 
@@ -133,15 +158,17 @@ def _maybe_resample_(
     *,
     step: int,
 ) -> None:
-    every = config.dead.resample_tokens or config.dead_after
+    every = int(config.dead.resample_tokens or config.dead_after)
     done = (step + 1) * config.batch_tokens
     dead = trainee.dead(config.dead_after)
     if done // every == step * config.batch_tokens // every or len(dead) == 0:
         return
+    # A latent that is new when the rate falls is never learnt, and does harm in the SAE.
+    if progress(config, step) >= 1 - config.optimizer.decay:
+        return
     # A function of seed and step alone, so that a resumed run draws the same.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    fresh = config.sae.extra(config.d_sae)
-    resample_(trainee, dead, found.u, found.error, fresh=fresh, generator=generator)
+    resample_(trainee, dead, found.u, found.error, sae=config.sae, generator=generator)
     forget_(optimizer, trainee, dead)
 
 

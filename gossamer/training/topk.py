@@ -15,6 +15,7 @@ from gossamer.errors import GossamerError
 from gossamer.kernels.encode import encode_topk, encode_topk_bfloat16
 from gossamer.saes.topk import TopK
 from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.ranges import check_whole
 from gossamer.training.trainee import Trainee
 
 
@@ -38,6 +39,7 @@ class TopKConfig(AbstractArchitecture):
 
     def check(self, d_sae: int) -> None:
         """k must be in 1..d_sae."""
+        check_whole("k", self.k)
         TopK(self.k).check(d_sae)
         if self.encode_in not in ("float32", "bfloat16"):
             raise GossamerError(f'encode_in is "float32" or "bfloat16", got "{self.encode_in}".')
@@ -56,7 +58,7 @@ class TopKConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, d_sae: int) -> dict[str, Float[Tensor, " d_sae"]]:
+    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
         """None."""
         return {}
 

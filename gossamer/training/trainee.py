@@ -95,7 +95,8 @@ class Trainee(nn.Module):
     def constrain_(self) -> None:
         """Where decoder rows have norm 1, bring them back there after a step."""
         if self.unit_decoder:
-            self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+            norms = torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True)
+            self.W_dec.div_(norms.clamp_(min=torch.finfo(norms.dtype).tiny))
 
     def dead(self, after_tokens: int) -> Int64[Tensor, " n_dead"]:
         """Latents that were not active on any of the last tokens."""

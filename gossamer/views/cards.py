@@ -17,6 +17,7 @@ def cards_to_html(
     path: str | os.PathLike[str],
     *,
     labels: Mapping[str, Sequence[str]] = {},
+    excerpts: Mapping[str, Mapping[int, Sequence[str]]] = {},
 ) -> Path:
     """Write a report as a page.
 
@@ -25,6 +26,7 @@ def cards_to_html(
             what was evaluated.
         path: of the page.
         labels: by site a short text for each latent.
+        excerpts: by site and latent texts to show under the pointer.
     """
     arrays: dict[str, np.ndarray] = {}
     saes = {}
@@ -40,6 +42,11 @@ def cards_to_html(
         "next_tokens": report.get("next_tokens", []),
         "tokens": {str(i): text for i, text in report.get("tokens", {}).items()},
         "labels": {site: list(names) for site, names in labels.items()},
+        "excerpts": {
+            site: {str(latent): list(texts) for latent, texts in found.items() if texts}
+            for site, found in excerpts.items()
+            if site in saes
+        },
         **{name: report.get(name) for name in named},
     }
     title = f"{report.get('model')}: {len(saes)} SAE{'s' if len(saes) > 1 else ''}"

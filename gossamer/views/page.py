@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from gossamer.errors import FormatError
+from gossamer.errors import placed
 from gossamer.views.joiner import WEB, join
 
 
@@ -44,15 +44,6 @@ def page(entry: str, *, title: str, state: Mapping[str, Any], data: bytes, fallb
 
 def write_page(path: str | os.PathLike[str], text: str) -> Path:
     """Write in one move: the file is the whole page, or what it was before."""
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise FormatError(
-            f"{path} cannot be written as a page; name a file in a directory that exists."
-        )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with placed(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)

@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from train_model import CONTEXT
-from train_saes import D_SAE, ROWS_PER_ROUND, K, TrainingConfig
+from train_saes import D_SAE, K
 
 from gossamer.corpus import HELD_OUT_ONE_IN
 
 CARD = """\
 # pico-python
 
-A language model of Python source code and the sparse autoencoders (SAEs) that read its residual
-stream, small enough to travel inside the package. It is for trying, teaching and testing: it writes
-plausible Python and knows nothing else.
+A language model of Python source code and sparse autoencoders (SAEs) for it, small enough to travel
+inside the package: SAEs that read its residual stream, and transcoders that stand for its MLPs. It
+is for trying, teaching and testing: it writes plausible Python and knows nothing else.
 
     model = gossamer.load_model("pico-python")
     saes = gossamer.load_saes("pico-python")      # the same as "pico-python/resid"
+    transcoders = gossamer.load_saes("pico-python/transcoders")
 
 ## The model
 
@@ -35,23 +35,27 @@ long), `xz` all that came before; the model has learnt from the training files, 
 
 ## The SAEs
 
-TopK, {k} of {d_sae} latents, decoder rows of norm 1, b_dec subtracted from the input, float16.
-Each alone is spliced into the model at every position with its error dropped, on {sae_tokens:,}
-held-out tokens ({n_rows} rows of 512). CE is the mean next-token loss in nats, {ce_clean:.4f} for
-the model as it is. Recovered = (ablated - patched) / (ablated - clean), where ablation puts zero,
-or the site's mean, at every position.
+TopK, {k} of {d_sae} latents, decoder rows of norm 1, float16; the residual SAEs subtract b_dec from
+their input. The numbers are those of
+
+    gossamer evaluate --saes pico-python/resid --context 512 --tokens 131072
+    gossamer evaluate --saes pico-python/transcoders --context 512 --tokens 131072
+
+on {sae_tokens:,} held-out tokens: each alone in the model, its error dropped, everywhere but at
+`<|endoftext|>`. CE is the mean next-token loss in nats, {ce_clean:.4f} for the model as it is.
+`docs/metrics.md` defines the columns.
 
 {table}
 
-FVU: unexplained share of the variance. KL: clean from patched, nats per token. Dead: share of
-latents that never fire on those held-out tokens, and on {label_tokens:,} tokens of training text.
+Dead: share of latents that never fire, on those held-out tokens, and on {label_tokens:,} tokens of
+training text.
 
 ## Labels
 
-`labels.json.gz` beside each SAE: for every latent its top tokens (largest Σ activation² over
-{label_tokens:,} tokens of training text) and short contexts of its strongest activations there,
-each ending with the token on which it fires, indentation left out. They say what a latent fires
-on, not what it does; a latent that is dead there has none.
+`labels.json.gz` beside each SAE, as `gossamer dashboard --labels` derives them: for every latent
+its top tokens (largest Σ activation² over {label_tokens:,} tokens of training text) and the text
+before its strongest activation there, ending with the token on which it fires, indentation left
+out. They say what a latent fires on, not what it does; a latent that is dead there has none.
 
 ## Data
 
@@ -67,9 +71,9 @@ say little about other code.
 ## How it was made
 
 `{command}`, which runs `recipes/pico_python/make_assets.py`: seeds {seeds}, {model_steps} steps of
-16 rows of 512 tokens for the model (Muon and AdamW), {n_tokens:,} tokens for each SAE (Adam at
-{learning_rate:g}, AuxK against dead latents). Another machine gives the same up to rounding, which
-grows in training.
+16 rows of 512 tokens for the model (Muon and AdamW); then `gossamer.train`, {n_tokens:,} tokens for
+each SAE and transcoder (Adam at {rate:g}, AuxK against dead latents). Another machine gives the
+same up to rounding, which grows in training.
 """
 
 
@@ -78,8 +82,7 @@ COLUMNS = (
     ("L0", ".2f"),
     ("FVU", ".4f"),
     ("CE patched", ".4f"),
-    ("CE zero-ablated", ".3f"),
-    ("CE mean-ablated", ".3f"),
+    ("CE increase", ".4f"),
     ("recovered of zero", ".4f"),
     ("recovered of mean", ".4f"),
     ("KL", ".4f"),
@@ -88,24 +91,32 @@ COLUMNS = (
 )
 """Headings of the table of SAEs, and how each number is printed."""
 
+NAMES = ("l0", "fvu", "ce_patched", "ce_increase", "ce_recovered_zero", "ce_recovered_mean", "kl",
+         "dead_fraction")  # fmt: skip
+"""What stands under them, but for the last."""
+
 
 def write_card(path: Path, manifest: dict[str, Any]) -> None:
     """Write the card; the same manifest gives the same bytes."""
     evaluation, training = manifest["evaluation"], manifest["sae_training"]
     dead = manifest["labels"]["dead_fraction"]
+    found = [
+        (site, numbers, dead[name][site])
+        for name, numbers_of in evaluation["saes"].items()
+        for site, numbers in _ordered(numbers_of)
+    ]
     table = [
         _line([name for name, _ in COLUMNS]),
         _line(["---"] * len(COLUMNS)),
-        *(_line(_cells(site, report, dead[site])) for site, report in _ordered(evaluation["saes"])),
+        *(_line(_cells(*row)) for row in found),
     ]
     path.write_text(
         CARD.format(
             **evaluation["model"],
             k=K,
             d_sae=D_SAE,
-            sae_tokens=evaluation["sae_tokens"],
-            n_rows=evaluation["sae_tokens"] // CONTEXT,
-            ce_clean=next(iter(evaluation["saes"].values()))["ce_clean"],
+            sae_tokens=evaluation["n_tokens"],
+            ce_clean=found[0][1]["ce_clean"],
             table="\n".join(table),
             label_tokens=manifest["labels"]["tokens"],
             python=manifest["python"],
@@ -114,8 +125,8 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
             command=manifest["command"],
             seeds=", ".join(f"{what} {seed}" for what, seed in manifest["seeds"].items()),
             model_steps=manifest["model_steps"],
-            n_tokens=TrainingConfig(**training).n_rounds * ROWS_PER_ROUND * CONTEXT,
-            learning_rate=training["learning_rate"],
+            n_tokens=training["n_tokens"],
+            rate=training["optimizer"]["rate"],
         ),
         encoding="utf-8",
     )
@@ -126,21 +137,10 @@ def _ordered(reports: dict[str, Any]) -> list[tuple[str, Any]]:
     return sorted(reports.items(), key=lambda item: (item[0].endswith("post"), item[0]))
 
 
-def _cells(site: str, report: dict[str, float], dead: float) -> list[str]:
-    numbers = (
-        report["l0"],
-        report["fvu"],
-        report["ce_patched"],
-        report["ce_zero_ablated"],
-        report["ce_mean_ablated"],
-        report["recovered_of_zero_ablation"],
-        report["recovered_of_mean_ablation"],
-        report["kl"],
-        report["dead_fraction"],
-        dead,
-    )
+def _cells(site: str, numbers: dict[str, float], dead: float) -> list[str]:
+    values = [numbers[name] for name in NAMES] + [dead]
     formats = [spec for _, spec in COLUMNS[1:]]
-    return [f"`{site}`", *(format(n, spec) for n, spec in zip(numbers, formats, strict=True))]
+    return [f"`{site}`", *(format(n, spec) for n, spec in zip(values, formats, strict=True))]
 
 
 def _line(cells: list[str]) -> str:

@@ -21,26 +21,28 @@ from typing import Any
 
 import click
 from card import write_card
+from evaluate import SETS
+from train_saes import RATES, sites_of
 
 from gossamer.corpus import split_stdlib
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parents[1] / "gossamer" / "assets" / "pico-python"
-MAX_BYTES = 8 * 2**20 - 8 * 4096
-"""What all files together may take: 8 MiB less what a file system counts for the eight folders."""
+MAX_BYTES = 18 * 2**20
+"""What all files together may take."""
 
 SEED = 0
 MODEL_STEPS = 3000
 SAE_TOKENS = 8_000_000
-LABEL_OPTIONS = {"rows": 2048, "tokens": 4, "contexts": 1, "width": 18}
 
 
-def step(script: str, result: Path, **options: Any) -> None:
+def step(script: str, result: Path, *arguments: str, **options: Any) -> None:
     """Run a recipe beside this file unless its result is there."""
     if result.exists():
         click.echo(f"{script}: done before, {result}")
         return
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    flags = [*arguments]
+    flags += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     click.echo(f"{script} {' '.join(flags)}")
     subprocess.run([sys.executable, HERE / script, *flags], check=True)
     if not result.exists():
@@ -69,8 +71,10 @@ def stage_model(work: Path, staged: Path) -> None:
 
 def stage_saes(work: Path, staged: Path) -> None:
     """Copy the SAEs, not the checkpoint of their training; labels that are there stay."""
-    for header in sorted((work / "saes").glob("*/sae.json")):
-        directory = staged / "resid" / header.parent.name
+    for header in sorted((work / "saes").glob("*/*/sae.json")):
+        if header.parent.parent.name not in SETS:
+            continue
+        directory = staged / header.parent.parent.name / header.parent.name
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("sae.safetensors", "sae.json"):
             shutil.copyfile(header.parent / name, directory / name)
@@ -145,7 +149,6 @@ def main(work: Path, out: Path) -> None:
     """Make the bundled model, SAEs and labels again: hours on two cores, minutes if nearly done."""
     tokenizer, model, saes = work / "tokenizer", work / "model", work / "saes"
     staged = work / "pico-python"
-    resid = staged / "resid"
     step("train_tokenizer.py", tokenizer / "tokenizer.json", out=tokenizer)
     # The manifest is the last file that each training writes.
     step(
@@ -157,28 +160,22 @@ def main(work: Path, out: Path) -> None:
         seed=SEED,
     )
     stage_model(work, staged)
-    step(
-        "train_saes.py",
-        saes / "blocks.3.hook_resid_post" / "sae.json",
-        model=staged,
-        out=saes,
-        tokens=SAE_TOKENS,
-        seed=SEED,
-    )
+    for name in RATES:
+        last = saes / name / sites_of(name)[-1] / "sae.json"
+        step("train_saes.py", last, name, model=staged, out=saes, tokens=SAE_TOKENS, seed=SEED)
     stage_saes(work, staged)
     step(
         "label.py",
         work / "labels.json",
         model=staged,
-        saes=resid,
+        saes=staged,
         out=work / "labels.json",
-        **LABEL_OPTIONS,
     )
     step(
         "evaluate.py",
         work / "evaluation.json",
         model=staged,
-        saes=resid,
+        saes=staged,
         out=work / "evaluation.json",
     )
     manifest = make_manifest(work, staged)

@@ -16,7 +16,7 @@ from gossamer.interop.sae_lens.layout import (
     is_centred,
 )
 from gossamer.saes.labels import save_labels
-from gossamer.saes.native import write_tensors, write_text
+from gossamer.saes.native import make_directory, write_tensors, write_text
 from gossamer.saes.sae import SAE
 from gossamer.saes.topk import TopK
 
@@ -34,7 +34,7 @@ def write_sae_lens(sae: SAE, directory: str | Path) -> None:
     tensors |= dict(sae.selection.named_buffers())
     if sae.W_skip is not None:
         tensors["W_skip"] = sae.W_skip
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     write_tensors(tensors, directory / WEIGHTS_FILE)
     if sae.labels is not None:
         save_labels(sae.labels, directory)  # SAELens passes over files that it does not know

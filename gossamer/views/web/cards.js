@@ -2,6 +2,7 @@
 // Report cards: one column a SAE, then densities, positions, next tokens and the latents of one.
 import { barChart, legend, lineChart } from "./charts.js";
 import { start } from "./host.js";
+import { excerptLines } from "./nodes.js";
 import { STYLE } from "./style.js";
 import { readTensors } from "./tensors.js";
 import { choice, count, element, isolate, short } from "./tokens.js";
@@ -123,7 +124,25 @@ function oneSAE(about, arrays, sites) {
   order.addEventListener("change", draw);
   draw();
   box.append(bar, figure, list);
+  if (Object.keys(about.excerpts ?? {}).length) hovering(box, list, (latent) => about.excerpts[site.value]?.[latent]);
   return box;
+}
+
+/** Shows the texts of the latent whose row is under the pointer. */
+function hovering(box, list, texts) {
+  const tip = element("div", "tip");
+  tip.hidden = true;
+  box.style.position = "relative";
+  box.append(tip);
+  list.addEventListener("pointermove", (event) => {
+    const lines = excerptLines(texts(event.target.closest("tr")?.dataset.latent));
+    tip.hidden = !lines.length;
+    tip.replaceChildren(...lines);
+    const frame = box.getBoundingClientRect();
+    tip.style.left = `${Math.max(0, Math.min(event.clientX - frame.left + 18, frame.width - tip.offsetWidth))}px`;
+    tip.style.top = `${event.clientY - frame.top + 14}px`;
+  });
+  list.addEventListener("pointerleave", () => (tip.hidden = true));
 }
 
 function latents(about, arrays, site, order) {
@@ -139,6 +158,7 @@ function latents(about, arrays, site, order) {
   table.append(row("th", ["latent", "fires on", "density", "nearest", "cosine", "own / largest other", "promotes", "suppresses"]));
   for (const i of ids.slice(0, SHOWN)) {
     const line = element("tr");
+    line.dataset.latent = String(i);
     line.append(cell(String(i)), cell(isolate("meaning", names ? names[i] : "")), cell(short(column("density")[i])));
     line.append(cell(column("neighbour") ? String(column("neighbour")[i]) : ""));
     line.append(cell(number(column("neighbour_cosine"), i)), cell(number(column("linear_round_trip_max_ratio"), i)));

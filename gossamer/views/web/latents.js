@@ -147,7 +147,11 @@ function card(board, row, open, beside) {
   for (const [place, words] of board.about.texts.entries()) {
     box.append(title("your text"), coloured(words, board.entries(`texts.${place}`, row), board.arrays.maxima[row], -1));
   }
-  const groups = Map.groupBy(board.examples[row], (i) => board.arrays["examples.groups"][i]);
+  const groups = new Map(); // Map.groupBy is not in every browser of 2023
+  for (const i of board.examples[row]) {
+    const group = board.arrays["examples.groups"][i];
+    groups.set(group, [...(groups.get(group) ?? []), i]);
+  }
   const last = Math.max(0, ...board.arrays["examples.groups"]);
   for (const [group, members] of groups) {
     box.append(title(group === 0 ? "strongest" : `quantile ${group} of ${last}, strongest first`));
@@ -195,6 +199,7 @@ function nearest(board, row, open, beside) {
     });
     sides.append(column);
   }
+  if (board.about.about.no_together) sides.append(element("p", "faint", board.about.about.no_together));
   return sides;
 }
 

@@ -16,13 +16,18 @@ function nodeCard(kind, side, node) {
     label.append(element("span", "faint", "means "), isolate("meaning", side.labels[node]));
     card.append(label);
   }
-  for (const text of side.excerpts[node] ?? []) {
-    const line = element("div", "excerpt");
-    line.append(isolate("meaning", text));
-    card.append(line);
-  }
+  card.append(...excerptLines(side.excerpts[node]));
   card.append(element("div", "faint", `value ${short(side.values[node])}`));
   return card;
+}
+
+/** Texts that a dashboard gives of a latent, a line each. */
+export function excerptLines(texts) {
+  return (texts ?? []).map((text) => {
+    const line = element("div", "excerpt");
+    line.append(isolate("meaning", text));
+    return line;
+  });
 }
 
 /** The effect in numbers. */

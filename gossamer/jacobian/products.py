@@ -1,0 +1,200 @@
+"""The entries of a Jacobian, with the products of latents and weights made once or as needed.
+
+    tables   reads = R W_out and writes = W W_wayᵀ for every latent, made once: a token then
+             gathers its rows. With D_in and D_out latents and n_ways ways they are
+             2 d_mlp (n_ways D_in d_in + D_out d_out) FLOP, and n_ways D_in + D_out rows of d_mlp.
+    rows     the same products for the latents that a few tokens need, each once, and forgotten.
+
+A token has k rows on a side, so tables cost as much as the rows of D / k tokens: they are made when
+more tokens than that are asked for and they fit the memory allowed (`tables_pay`).
+
+Hidden units whose slopes are exactly 0 add nothing. Where at most a fifth of them have another
+slope, tokens go one by one through the others alone; `skip_below` does the same with slopes up to
+that size, and `bound` says what that can cost an entry.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from gossamer.jacobian.passage import Linear, Norm
+from gossamer.jacobian.sides import Side
+from gossamer.kernels.jacobian import jacobian_blocks
+from gossamer.kernels.pairs import Pairs, pair_products, read_pairs
+
+ROWS_AT_ONCE = 512
+"""Rows of a side that are projected together, at most, but at least one token's."""
+
+FEW_LIVE = 0.2
+"""Share of hidden units with a slope below which going token by token is the faster way."""
+
+
+@dataclass(frozen=True, slots=True)
+class JacobianTables:
+    """Products of every latent with the weights on its side."""
+
+    site_in: str
+    """Where the latents write."""
+
+    site_out: str
+    """Where the latents read."""
+
+    reads: Float[Tensor, "D_out d_mlp"]
+    """What the hidden units write into each latent."""
+
+    writes: tuple[Float[Tensor, "D_in d_mlp"], ...]
+    """What each latent writes into the hidden units, for each way."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return sum(table.nbytes for table in (self.reads, *self.writes))
+
+
+class _Operand(NamedTuple):
+    """One side's latents at some tokens."""
+
+    hidden: tuple[Float[Tensor, "n_rows d_mlp"], ...]
+    """Their rows in the hidden units, for each way."""
+
+    places: Int64[Tensor, "c k"]
+    """Which of those rows belongs to each latent of a token."""
+
+    rows: Float[Tensor, "n_unique width"]
+    """Their rows at the site, where something beside the hidden units needs them."""
+
+    row_places: Int64[Tensor, "c k"]
+    """Which of those."""
+
+
+def tables_pay(n_tokens: int, k: int, d_sae: int, *, n_bytes: int, memory: int) -> bool:
+    """Whether tables cost less than rows and fit: n_tokens · k > d_sae, n_bytes ≤ memory."""
+    return n_tokens * k > d_sae and n_bytes <= memory
+
+
+def from_tables(
+    linear: Linear, side_out: Side, side_in: Side, tables: JacobianTables
+) -> Float[Tensor, "n k_out k_in"]:
+    """All entries, from the tables of every latent."""
+    operands = [
+        _Operand(hidden, side.places.clamp(min=0), *_rows_if_needed(linear, side))
+        for hidden, side in (((tables.reads,), side_out), (tables.writes, side_in))
+    ]
+    return _entries(linear, operands[0], operands[1])
+
+
+def from_rows(
+    linear: Linear,
+    side_out: Side,
+    side_in: Side,
+    *,
+    skip_below: float = 0.0,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> tuple[Float[Tensor, "n k_out k_in"], float]:
+    """All entries, differentiable in the sides' rows, and a bound on what hidden units that were
+    left out for their small slopes could add."""
+    parts, bound = [], 0.0
+    n_tokens = len(linear.slopes[0])
+    live = torch.stack([slope.abs() > skip_below for slope in linear.slopes]).any(0)
+    few = live.float().mean() <= FEW_LIVE if n_tokens else False
+    k = max(side_out.places.shape[1], side_in.places.shape[1], 1)
+    size = 1 if few else max(1, rows_at_once // k)
+    for first in range(0, n_tokens, size):
+        chunk = slice(first, first + size)
+        here, rows_out, rows_in = linear.at(chunk), side_out.among(chunk), side_in.among(chunk)
+        if few:
+            if skip_below > 0:
+                bound = max(bound, _bound(here, ~live[first], rows_out[0], rows_in[0]))
+            here = here.only(live[first].nonzero()[:, 0])
+        reads = (rows_out[0] @ here.W_out,)
+        writes = tuple(rows_in[0] @ way.T for way in here.ways)
+        out, into = (reads, rows_out[1], *rows_out), (writes, rows_in[1], *rows_in)
+        parts.append(_entries(here, _Operand(*out), _Operand(*into)))
+    if not parts:
+        return linear.slopes[0].new_zeros(0, side_out.places.shape[1], side_in.places.shape[1]), 0.0
+    return torch.cat(parts), bound
+
+
+def _rows_if_needed(
+    linear: Linear, side: Side
+) -> tuple[Float[Tensor, "n_unique width"], Int64[Tensor, "c k"]]:
+    """Rows at the site, unless the hidden units are the only way and nothing asks for them."""
+    if linear.skip or linear.norm_in is not None or linear.norm_out is not None:
+        return side.among(slice(None))
+    return side.values.new_zeros(0, 0), side.places
+
+
+def _entries(linear: Linear, out: _Operand, into: _Operand) -> Float[Tensor, "c k_out k_in"]:
+    """The entries of some tokens: hidden units, then the norms, then the way past both."""
+    tokens = torch.arange(len(into.places), device=into.places.device)[:, None]
+
+    def through(hidden: Tensor, places: Tensor) -> Tensor:
+        """What the hidden units write along some rows, by what the latents write."""
+        rows = {"out_rows": places, "in_rows": into.places}
+        found = jacobian_blocks(hidden, into.hidden, linear.slopes, **rows)
+        if linear.norm_in is None:
+            return found
+        found = found / linear.norm_in.scale[:, None, None]
+        if linear.norm_in.held:
+            return found
+        along = tuple(linear.norm_in.normalized @ way.T for way in linear.ways)
+        rows = {"out_rows": places, "in_rows": tokens}
+        more = jacobian_blocks(hidden, along, linear.slopes, **rows)
+        return found - more * _shares(linear.norm_in, linear.norm_in.normalized, into)[:, None]
+
+    entries = through(out.hidden[0], out.places)
+    if linear.norm_out is not None:
+        norm = linear.norm_out
+        entries = entries / norm.scale[:, None, None]
+        if not norm.held:
+            more = through(norm.normalized @ linear.bare_out, tokens)
+            entries = entries - more * _shares(norm, norm.normalized * norm.gain, out)[..., None]
+    if linear.skip:
+        ones = torch.ones(len(tokens), out.rows.shape[1]).to(out.rows)
+        rows = {"out_rows": out.row_places, "in_rows": into.row_places}
+        entries = entries + jacobian_blocks(out.rows, (into.rows,), (ones,), **rows)
+    return entries
+
+
+def _shares(
+    norm: Norm, direction: Float[Tensor, "c width"], side: _Operand
+) -> Float[Tensor, "c k"]:
+    """(row · direction) / (d s): how much of each row moves the norm's scale."""
+    places = side.row_places
+    products = pair_products(direction, side.rows, places)
+    if side.rows.requires_grad:
+        offsets = torch.arange(0, places.numel() + 1, places.shape[1], device=places.device)
+        pairs = Pairs.of(places.flatten(), offsets, len(side.rows))
+        none = side.rows.new_zeros(len(side.rows))
+        flat = read_pairs(direction, side.rows, none, pairs=pairs, values=products.flatten())
+        products = flat.view_as(places)
+    return products / (direction.shape[1] * norm.scale[:, None])
+
+
+def _bound(
+    linear: Linear,
+    left_out: Bool[Tensor, " d_mlp"],
+    rows_out: Float[Tensor, "n_out d_out"],
+    rows_in: Float[Tensor, "n_in width"],
+) -> float:
+    """Σ_way max|slope left out| ‖W_way‖ ‖W_out‖ max‖row out‖ max‖row in‖ / scales, at one token.
+
+    A norm's derivative is its first factor times something that makes no vector longer.
+    """
+    size = rows_out.norm(dim=1).max() * rows_in.norm(dim=1).max() * _norm_bound(linear.W_out)
+    for norm in (linear.norm_in, linear.norm_out):
+        size = size if norm is None else size / norm.scale[0]
+    small = [
+        _norm_bound(way) * slope[0].abs().masked_fill(~left_out, 0).max()
+        for way, slope in zip(linear.ways, linear.slopes, strict=True)
+    ]
+    return float(size * torch.stack(small).sum())
+
+
+def _norm_bound(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
+    """At least the largest singular value: Frobenius's norm, or √(norm₁ · norm_∞)."""
+    size = matrix.abs()
+    return torch.minimum((size.sum(0).max() * size.sum(1).max()).sqrt(), matrix.norm())

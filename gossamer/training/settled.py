@@ -1,0 +1,62 @@
+"""What is asked of a training run, brought together and checked before anything is begun."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import GossamerError, SiteError
+from gossamer.training.config import TrainConfig
+
+
+def settled(configs: Sequence[TrainConfig], source: Any) -> list[TrainConfig]:
+    """The configs with their sites named, checked against the source and each other."""
+    if not configs:
+        raise GossamerError("There is nothing to train: give at least one TrainConfig.")
+    sizes = {(config.n_tokens, config.batch_tokens) for config in configs}
+    if len(sizes) > 1:
+        raise GossamerError(
+            "SAEs trained from one pass need one n_tokens and one batch_tokens, got "
+            f"{', '.join(map(str, sorted(sizes)))}; train them one by one."
+        )
+    sites = tuple(source.sites)
+    named = []
+    for config in configs:
+        if config.site is None and len(sites) != 1:
+            raise SiteError(f"These activations are of {', '.join(sites)}; say which with site.")
+        site = config.site or sites[0]
+        site_out = None if config.site_out == site else config.site_out
+        for each in (site, site_out):
+            if each is not None and each not in sites:
+                raise SiteError(
+                    f"These activations are of {', '.join(sites)}, not of {each}; harvest that "
+                    "site as well."
+                )
+        named.append(replace(config, site=site, site_out=site_out))
+    return named
+
+
+def source_of(source: Any, site: str | None) -> Any:
+    """The source itself, or what `as_source` makes of a tensor, a path or a live run."""
+    if not isinstance(source, Tensor) and callable(getattr(source, "batches", None)):
+        return source
+    from gossamer.activations import as_source
+
+    return as_source(source, site)
+
+
+def device_of(device: torch.device | str | None) -> torch.device | None:
+    """The device, once something has been there. GossamerError where that fails."""
+    if device is None:
+        return None
+    try:
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise GossamerError(
+            f'This machine has no device "{device}" to train on ({reason}); write cpu, or cuda or '
+            "mps where there is one."
+        ) from problem
