@@ -10,6 +10,8 @@ from gossamer.dashboards import Dashboard, dashboard
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
 from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError, SiteError
 from gossamer.evaluation import Card, Report, evaluate
+from gossamer.generation.generate import generate
+from gossamer.generation.result import Generation, NewToken
 from gossamer.jacobian import (
     Jacobian,
     JacobianReport,
@@ -54,6 +56,7 @@ __all__ = [
     "Edges",
     "FormatError",
     "GatedConfig",
+    "Generation",
     "GossamerError",
     "Jacobian",
     "JacobianConfig",
@@ -66,6 +69,7 @@ __all__ = [
     "MLP",
     "MeasuredEdge",
     "Model",
+    "NewToken",
     "OptimizerConfig",
     "Patch",
     "PromptError",
@@ -92,6 +96,7 @@ __all__ = [
     "dashboard",
     "edges",
     "evaluate",
+    "generate",
     "harvest",
     "jacobian_of_weights",
     "jacobian_over",

@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "sites"),  # words
     *("kernels", "distributed", "metrics", "views", "graph", "edits"),  # tensors: no model, no SAE
     *("saes", "models"),  # parts
-    *("splice", "corpus", "activations"),  # runs: where they meet
+    *("splice", "generation", "corpus", "activations"),  # runs: where they meet
     *("jacobian", "attribution", "evaluation", "training"),  # science
     *("scalars", "dashboards", "interop", "library"),  # products
     *("server", "cli"),  # faces

@@ -152,7 +152,7 @@ def test_a_pair_trains_to_a_sparser_jacobian_and_says_what_it_is(tmp_path: Path)
     model, source = tiny_model("gpt2", torch.float32), rows_of("gpt2", 2000, torch.float32)
     entries = {}
     for weight in (0.0, 2.0):
-        settings = config(weight=weight, n_tokens=16_000)
+        settings = config(weight=weight, n_tokens=8_000)
         directory = tmp_path / str(weight)
         results = gossamer.train(settings, source, model=model, directory=directory)
         saes = gossamer.load_saes(directory)

@@ -14,6 +14,7 @@ from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
 from gossamer.cli.edges import edges_command
 from gossamer.cli.evaluate import evaluate_command
+from gossamer.cli.generate import generate_command
 from gossamer.cli.harvest import harvest_command
 from gossamer.cli.jacobian import jacobian_command
 from gossamer.cli.train import train_command
@@ -30,6 +31,7 @@ for _command in (
     *(
         edges_command,
         jacobian_command,
+        generate_command,
         harvest_command,
         train_command,
         evaluate_command,

@@ -11,12 +11,14 @@ CARD = """\
 # pico-python
 
 A language model of Python source code and sparse autoencoders (SAEs) for it, small enough to travel
-inside the package: SAEs that read its residual stream, and transcoders that stand for its MLPs. It
-is for trying, teaching and testing: it writes plausible Python and knows nothing else.
+inside the package: SAEs that read its residual stream, transcoders that stand for its MLPs, and a
+Jacobian-SAE pair around one of them. It is for trying, teaching and testing: it writes plausible
+Python and knows nothing else.
 
     model = gossamer.load_model("pico-python")
     saes = gossamer.load_saes("pico-python")      # the same as "pico-python/resid"
     transcoders = gossamer.load_saes("pico-python/transcoders")
+    pair = gossamer.load_saes("pico-python/jacobian")
 
 ## The model
 
@@ -40,6 +42,7 @@ their input. The numbers are those of
 
     gossamer evaluate --saes pico-python/resid --context 512 --tokens 131072
     gossamer evaluate --saes pico-python/transcoders --context 512 --tokens 131072
+    gossamer evaluate --saes pico-python/jacobian --context 512 --tokens 131072
 
 on {sae_tokens:,} held-out tokens: each alone in the model, its error dropped, everywhere but at
 `<|endoftext|>`. CE is the mean next-token loss in nats, {ce_clean:.4f} for the model as it is.
@@ -49,6 +52,15 @@ on {sae_tokens:,} held-out tokens: each alone in the model, its error dropped, e
 
 Dead: share of latents that never fire, on those held-out tokens, and on {label_tokens:,} tokens of
 training text.
+
+## The Jacobian pair
+
+SAEs at `blocks.2.mlp.hook_in` and `blocks.2.hook_mlp_out`, trained together for few large
+derivatives between their latents (λ = {weight:g}, `docs/math.md`), beside the same pair with λ = 0.
+The numbers are those of `gossamer jacobian --layer 2 --corpus stdlib --tokens 131072`: entries a
+token, of {entries}, whose size is above a threshold in comparable units.
+
+{pair_table}
 
 ## Labels
 
@@ -72,8 +84,8 @@ say little about other code.
 
 `{command}`, which runs `recipes/pico_python/make_assets.py`: seeds {seeds}, {model_steps} steps of
 16 rows of 512 tokens for the model (Muon and AdamW); then `gossamer.train`, {n_tokens:,} tokens for
-each SAE and transcoder (Adam at {rate:g}, AuxK against dead latents). Another machine gives the
-same up to rounding, which grows in training.
+each SAE and transcoder (Adam at {rates}, falling over the last half; AuxK against dead latents).
+Another machine gives the same up to rounding, which grows in training.
 """
 
 
@@ -101,7 +113,7 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
     evaluation, training = manifest["evaluation"], manifest["sae_training"]
     dead = manifest["labels"]["dead_fraction"]
     found = [
-        (site, numbers, dead[name][site])
+        (f"{name}/{site}", numbers, dead[name][site])
         for name, numbers_of in evaluation["saes"].items()
         for site, numbers in _ordered(numbers_of)
     ]
@@ -126,10 +138,27 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
             seeds=", ".join(f"{what} {seed}" for what, seed in manifest["seeds"].items()),
             model_steps=manifest["model_steps"],
             n_tokens=training["n_tokens"],
-            rate=training["optimizer"]["rate"],
+            rates=", ".join(f"{rate:g} for {name}" for name, rate in manifest["rates"].items()),
+            weight=manifest["jacobian_weight"],
+            entries=f"{K} × {K}",
+            pair_table="\n".join(_pair_table(evaluation["pairs"])),
         ),
         encoding="utf-8",
     )
+
+
+def _pair_table(pairs: dict[str, Any]) -> list[str]:
+    """The pair beside the one that was trained without its Jacobian."""
+    thresholds = [each["threshold"] for each in pairs["plain"]["density"]]
+    heads = ["pair", *(f"> {t:g}" for t in thresholds), "mean size", "CE recovered in", "out"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for name in ("jacobian", "plain"):
+        found = pairs[name]
+        recovered = [f"{card['ce_recovered_zero']:.4f}" for card in found["saes"].values()]
+        entries = [f"{each['entries']:.1f}" for each in found["density"]]
+        title = "λ = 0" if name == "plain" else "shipped"
+        lines.append(_line([title, *entries, f"{found['mean_size']:.2e}", *recovered]))
+    return lines
 
 
 def _ordered(reports: dict[str, Any]) -> list[tuple[str, Any]]:

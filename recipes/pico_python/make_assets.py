@@ -22,7 +22,7 @@ from typing import Any
 import click
 from card import write_card
 from evaluate import SETS
-from train_saes import RATES, sites_of
+from train_saes import RATES, WEIGHT, sites_of
 
 from gossamer.corpus import split_stdlib
 
@@ -94,6 +94,8 @@ def make_manifest(work: Path, staged: Path) -> dict[str, Any]:
         "seeds": {"model": SEED, "saes": SEED},
         "model_steps": json.loads(trained.read_text())["steps"],
         "sae_training": json.loads(header.read_text())["metadata"]["training"],
+        "rates": RATES,
+        "jacobian_weight": WEIGHT,
         "evaluation": json.loads((work / "evaluation.json").read_text()),
         "labels": json.loads((work / "labels.json").read_text()),
         "sha256": {
@@ -176,6 +178,7 @@ def main(work: Path, out: Path) -> None:
         work / "evaluation.json",
         model=staged,
         saes=staged,
+        plain=saes / "jacobian-plain",
         out=work / "evaluation.json",
     )
     manifest = make_manifest(work, staged)

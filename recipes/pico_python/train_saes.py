@@ -41,7 +41,7 @@ def config_of(name: str, n_tokens: int, seed: int) -> Any:
     plain = gossamer.TrainConfig(
         sae=gossamer.TopKConfig(k=K),
         d_sae=D_SAE,
-        n_tokens=n_tokens,
+        n_tokens=n_tokens * 3 // 4 if name.startswith("jacobian") else n_tokens,
         optimizer=gossamer.OptimizerConfig(rate=RATES[name], warmup_steps=200, decay=0.5),
         dead=gossamer.DeadConfig(after_tokens=200_000),
         seed=seed,
@@ -51,7 +51,7 @@ def config_of(name: str, n_tokens: int, seed: int) -> Any:
     if name == "transcoders":
         return [replace(plain, site=site, site_out=out) for site, out in MLPS]
     weight = WEIGHT if name == "jacobian" else 0.0
-    return gossamer.JacobianConfig(each=plain, layer=LAYER, weight=weight)
+    return gossamer.JacobianConfig(each=plain, layer=LAYER, weight=weight, share=0.25)
 
 
 def sites_of(name: str) -> tuple[str, ...]:
@@ -67,7 +67,12 @@ def sites_of(name: str) -> tuple[str, ...]:
 @click.argument("name", type=click.Choice(tuple(RATES)))
 @click.option("--model", type=click.Path(exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--tokens", default=8_000_000, show_default=True, help="Tokens each SAE sees.")
+@click.option(
+    "--tokens",
+    default=8_000_000,
+    show_default=True,
+    help="Tokens each SAE sees, those of the pair three quarters of that.",
+)
 @click.option("--seed", default=0, show_default=True)
 def main(name: str, model: str, out: Path, **options: int) -> None:
     """Train into OUT/runs/NAME, then write OUT/NAME/SITE with weights in float16."""
