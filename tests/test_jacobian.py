@@ -1,5 +1,6 @@
 """Law 7: the MLP Jacobian is the derivative, for every family, architecture, place and method."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,11 +137,36 @@ def test_tables_serve_many_calls_and_only_their_own_saes() -> None:
     assert found.method == "tables"
     expected = mlp_jacobian(model, L, before, after, IDS, method="rows").values
     torch.testing.assert_close(found.values, expected, **CLOSE)
+    with pytest.raises(GossamerError, match="made from other weights"):
+        mlp_jacobian(model, L, before, tiny_sae("topk", OUT, 16, seed=7), IDS, tables=tables)
     with pytest.raises(GossamerError, match="make them with jacobian_tables"):
         mlp_jacobian(model, L, before, tiny_sae("topk", POST, 16), IDS, tables=tables)
     many = mlp_jacobian(model, L, before, after, [IDS] * 8)
     assert many[0].method == "tables"  # 56 tokens of 3 latents: more rows than there are latents
-    assert mlp_jacobian(model, L, before, after, [IDS] * 8, memory=0)[0].method == "rows"
+    few = mlp_jacobian(model, L, before, after, [IDS] * 8, memory=16_200)
+    assert few[0].method == "rows"
+    with pytest.raises(GossamerError, match="0.0 GB are allowed"):
+        mlp_jacobian(model, L, before, after, [IDS] * 8, memory=0)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "float64")])
+@pytest.mark.parametrize("method", ["rows", "tables"])
+def test_models_and_saes_of_different_types(dtypes: Any, method: str) -> None:
+    of_model, of_sae = (getattr(torch, name) for name in dtypes)
+    model = tiny_model("gemma2", of_model)
+    before, after = (
+        tiny_sae("topk", site, 16, seed=n, dtype=of_sae) for n, site in enumerate((MID, OUT))
+    )
+    found = mlp_jacobian(model, L, before, after, IDS, method=method)
+    assert found.values.dtype == of_sae and found.values.isfinite().all()
+    tables = jacobian_tables(model, L, before, after)
+    assert tables.reads.dtype == of_sae
+    again = mlp_jacobian(model, L, before, after, IDS, tables=tables)
+    torch.testing.assert_close(again.values, found.values, rtol=1e-4, atol=1e-5)
+    report = gossamer.jacobian_over(model, L, before, after, [IDS * 2], n_tokens=14)
+    assert report.about["n_tokens"] == 14
+    with torch.inference_mode():
+        mlp_jacobian(model, L, before, after, IDS)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -161,8 +187,6 @@ def test_hidden_units_with_slope_zero_are_left_out(gated: bool) -> None:
 
 def check_live(mlp: MLP, skip_below: float) -> float:
     """Entries through few hidden units equal those through all, within the bound."""
-    from dataclasses import replace
-
     from gossamer.jacobian.products import from_rows
     from gossamer.jacobian.sides import active, reading, writing
 
@@ -187,6 +211,55 @@ def check_live(mlp: MLP, skip_below: float) -> float:
     exists = (sides[0].indices >= 0)[..., None] & (sides[1].indices >= 0)[:, None]
     assert ((found - whole)[exists]).abs().max() <= bound + 1e-12
     return bound
+
+
+def test_tokens_without_a_live_hidden_unit_have_zero_entries() -> None:
+    for places in ((IN, OUT), (MID, POST)):
+        before, after = tiny_sae("topk", places[0], 16), tiny_sae("topk", places[1], 16, seed=1)
+        found = mlp_jacobian(
+            tiny_model("gpt2"), L, before, after, IDS, method="rows", skip_below=1e9, skip=False
+        )
+        assert (found.values == 0).all() and found.bound > 0
+
+
+def test_the_bound_holds_behind_a_norm() -> None:
+    """One gain of the norm is tiny: what it scales down counts before it, not after."""
+    from gossamer.jacobian.products import from_rows
+    from gossamer.jacobian.sides import active, reading, writing
+
+    torch.manual_seed(0)
+    for offset in range(6):
+        mlp = MLP(
+            W_in=torch.randn(60, 16, dtype=torch.float64),
+            b_in=torch.full((60,), -9.0, dtype=torch.float64),
+            W_out=torch.randn(16, 60, dtype=torch.float64) * (torch.arange(16) == offset)[:, None],
+            activation=torch.nn.functional.gelu,
+        )
+        way = replace(passage(tiny_model("gemma2"), L, (IN, OUT)), mlp=mlp)
+        before, after = tiny_sae("topk", IN, 16), tiny_sae("topk", OUT, 16, seed=1)
+        x = torch.randn(9, 16, dtype=torch.float64) * 1.5
+        linear, y = way.linearize(x), way.value(x)
+        assert linear.norm_out is not None
+        linear.norm_out.gain.copy_(torch.where(torch.arange(16) == offset, 1e-6, 1.0))
+        sides = reading(after, y, active(after, y)), writing(before, x, active(before, x))
+        found, bound = from_rows(linear, *sides, skip_below=0.1)
+        whole, _ = from_rows(linear, *sides)
+        assert 0 < (found - whole).abs().max() <= bound
+
+
+def test_slopes_that_are_not_numbers_are_not_left_out() -> None:
+    from gossamer.jacobian.products import from_rows
+    from gossamer.jacobian.sides import active, reading, writing
+
+    way = passage(tiny_model("gpt2"), L, (IN, OUT))
+    before, after = tiny_sae("topk", IN, 16), tiny_sae("topk", OUT, 16, seed=1)
+    x = torch.randn(3, 16, dtype=torch.float64)
+    linear, y = way.linearize(x), way.value(x)
+    slopes = torch.zeros_like(linear.slopes[0])
+    slopes[1, 4] = torch.nan
+    sides = reading(after, y, active(after, y)), writing(before, x, active(before, x))
+    found, _ = from_rows(replace(linear, slopes=(slopes,)), *sides)
+    assert found[1].isnan().any() and (found[0] == 0).all()
 
 
 def test_small_slopes_can_be_left_out_within_a_stated_bound() -> None:
@@ -287,6 +360,7 @@ def test_strongest_entries_are_named() -> None:
         ({"at": "somewhere"}, "at is"),
         ({"method": "fast"}, "method is"),
         ({"skip_below": -1.0}, "skip_below"),
+        ({"skip_below": 0.1, "method": "tables"}, 'method="rows"'),
     ],
 )
 def test_mistakes_are_sentences(wrong: dict[str, Any], says: str) -> None:

@@ -28,6 +28,7 @@ from tests.tiny_saes import OwnSAE, plain_active, plain_decode, plain_latents, p
 IDS = [3, 1, 4, 15, 9, 2, 6]
 L = 1
 IN, OUT = f"blocks.{L}.mlp.hook_in", f"blocks.{L}.hook_mlp_out"
+MID, POST = f"blocks.{L}.hook_resid_mid", f"blocks.{L}.hook_resid_post"
 
 
 def contents_of(page: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -81,6 +82,22 @@ def test_measured_changes_equal_those_of_the_models_own_modules(before: str, by:
 
 
 @torch.no_grad()
+def test_without_the_way_past_the_mlp_it_is_left_out_of_what_is_measured_too() -> None:
+    first, second = tiny_sae("topk", MID, 16), tiny_sae("topk", POST, 16, seed=1)
+    for skip in (True, False):
+        found = mlp_jacobian(tiny_model("gpt2"), L, first, second, IDS, skip=skip)
+        assert measure_jacobian(found, 1e-6).agreement(False).error < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_with_rounding_noise_is_linear(dtype: torch.dtype) -> None:
+    x = torch.linspace(0, 2, 41, dtype=dtype)
+    noise = torch.finfo(dtype).eps * torch.sin(50 * x)
+    assert shape_of(x, 3 + 3 * noise, 0.05) == "linear"
+    assert shape_of(x, torch.where(x > 1, x, torch.nan), 0.05) == "other"
+
+
+@torch.no_grad()
 def test_small_nudges_do_what_was_predicted() -> None:
     first, second = pair()
     found = mlp_jacobian(tiny_model("gemma2"), L, first, second, IDS)
@@ -122,6 +139,13 @@ def test_sweeps_take_a_latent_through_its_values() -> None:
         torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
     shapes = [each.shape for each in sweeps(found, 30)]
     assert len(shapes) == 30 and set(shapes) <= {"linear", "jumprelu", "other"}
+    places = [found.strongest(9)[i] for i in (4, 0, 8, 0)]
+    assert [(s.position, s.target, s.source) for s in sweeps(found, places)] == [
+        (t, int(found.out_indices[t, j]), int(found.in_indices[t, i])) for t, j, i in places
+    ]
+    for wrong in ((99, 0, 0), (0, 0, -1)):
+        with pytest.raises(GossamerError, match="There is no entry"):
+            sweeps(found, [wrong])
     with pytest.raises(GossamerError, match="tolerance"):
         sweeps(found, 3, tolerance=0.0)
 
@@ -143,22 +167,19 @@ def plain_table(found: Any, smallest: float) -> dict[tuple[int, int], list[float
 def test_a_corpus_adds_up_what_its_tokens_have(monkeypatch: Any, how: How) -> None:
     model, (first, second) = tiny_model("llama"), pair()
     ids = documents()
-    # One batch at a time of everything, so that one call on all gives the same units.
-    monkeypatch.setattr(over_module, "BATCH_TOKENS", 10_000)
+    # Several batches, in pieces, all of them in the sample that gives the units.
+    monkeypatch.setattr(over_module, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(over_module, "MAX_ENTRIES", 20 * 9)
     report = jacobian_over(
         model, L, first, second, ids, context=30, n_tokens=270, how=how, smallest=0.05
     )
-    monkeypatch.setattr(over_module, "BATCH_TOKENS", 60)
-    monkeypatch.setattr(over_module, "MAX_PAIRS", 100_000)
     prompts = mlp_jacobian(model, L, first, second, ids, at=how.at)
-    units = {}
     table: dict[tuple[int, int], list[float]] = {}
     above = 0
     for found in prompts:
         for key, values in plain_table(found, 0.05).items():
             table.setdefault(key, []).extend(values)
         above += int((found.comparable.abs() > 0.01).sum())
-        units[found.token_ids] = found.comparable
     assert report.about["n_tokens"] == 270
     (density,) = [each for each in report.density if each.threshold == 0.01]
     assert density.entries == pytest.approx(above / 270)
@@ -170,6 +191,8 @@ def test_a_corpus_adds_up_what_its_tokens_have(monkeypatch: Any, how: How) -> No
     sizes = [sum(map(abs, table[t, s])) for t, s, _, _ in report.pairs.top(5)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == pytest.approx(max(sum(map(abs, v)) for v in table.values()))
+    with pytest.raises(GossamerError, match="Sizes of entries"):
+        jacobian_over(model, L, first, second, ids, context=30, smallest=float("nan"))
 
 
 def test_batches_add_up_and_a_full_table_says_what_it_dropped(monkeypatch: Any) -> None:
@@ -182,8 +205,12 @@ def test_batches_add_up_and_a_full_table_says_what_it_dropped(monkeypatch: Any) 
     short = jacobian_over(*args, context=30, n_tokens=200)
     assert len(short.pairs.counts) == 20 and short.pairs.left_out > 0
     assert short.density == whole.density
-    strongest = whole.pairs.sizes.sort(descending=True).values
-    assert float(short.pairs.sizes.max()) == pytest.approx(float(strongest[0]))
+    keys = zip(whole.pairs.targets.tolist(), whole.pairs.sources.tolist(), strict=True)
+    true = dict(zip(keys, whole.pairs.sizes.tolist(), strict=True))
+    kept = list(zip(short.pairs.targets.tolist(), short.pairs.sources.tolist(), strict=True))
+    for key, size in zip(kept, short.pairs.sizes.tolist(), strict=True):
+        assert true[key] - short.pairs.left_out <= size + 1e-9 <= true[key] + 1e-6
+    assert max(size for key, size in true.items() if key not in kept) <= short.pairs.left_out + 1e-9
 
 
 def test_bos_counts_for_nothing_over_a_text() -> None:
@@ -290,7 +317,13 @@ def test_the_command_line_prints_what_the_functions_give(tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["n_tokens"] == 500
     cli([*common, "--corpus", "stdlib", "--tokens", "500"], standalone_mode=False)
     assert "comparable units" in capsys.readouterr().out
+    cli([*common, "", "--measure", "--json"], standalone_mode=False)  # BOS alone: no pair counts
+    bare = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert bare["measured"]["all"] == {
+        **{"pairs": 0, "signs": None, "correlation": None, "ratio": None, "error": None}
+    }
     for wrong, says in (
+        ([*common, "a = 1", "--tokens", "5"], "--tokens is for --corpus"),
         (common, "Give either"),
         ([*common, "a", "--corpus", "stdlib"], "Give either"),
         ([*common, "--corpus", "stdlib", "--measure"], "leave out --corpus"),

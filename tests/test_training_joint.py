@@ -50,7 +50,7 @@ def config(**changes: Any) -> gossamer.JacobianConfig:
 @pytest.mark.parametrize("kind", ["l1", "root", "log", "tanh", "capped", "normalized"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_term_and_its_gradient_equal_dense_double_autograd(family: str, kind: str) -> None:
-    check_term(family, config(penalty=kind), IN)
+    check_term(family, config(penalty=kind, size=0.1), IN)
 
 
 @pytest.mark.parametrize(("family", "site"), [("gemma2", IN), ("gpt2", NORMALIZED)])
@@ -141,11 +141,11 @@ def test_small_entries_cost_the_same_under_every_penalty() -> None:
     entries = 1e-6 * torch.randn(4, 3, 3, dtype=torch.float64)
     for kind in ("root", "log", "tanh", "capped"):
         torch.testing.assert_close(
-            penalty(entries, kind), penalty(entries, "l1"), rtol=1e-4, atol=0.0
+            penalty(entries, kind, 0.1), penalty(entries, "l1", 0.1), rtol=1e-4, atol=0.0
         )
-    larger = penalty(10 * entries, "normalized")
-    torch.testing.assert_close(larger, penalty(entries, "normalized"))
-    assert penalty(torch.zeros(2, 3, 3), "normalized") == 0
+    larger = penalty(10 * entries, "normalized", 0.1)
+    torch.testing.assert_close(larger, penalty(entries, "normalized", 0.1))
+    assert penalty(torch.zeros(2, 3, 3), "normalized", 0.1) == 0
 
 
 def test_a_pair_trains_to_a_sparser_jacobian_and_says_what_it_is(tmp_path: Path) -> None:
@@ -186,6 +186,13 @@ def test_a_stopped_pair_goes_on_bit_for_bit(tmp_path: Path) -> None:
     other_weight = replace(settings, weight=0.25)
     with pytest.raises(GossamerError, match="weight"):
         gossamer.train(other_weight, source, model=model, directory=tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_model_may_have_another_type_than_the_activations(dtype: torch.dtype) -> None:
+    source = rows_of("llama", 200, torch.float32)
+    results = gossamer.train(config(n_tokens=96), source, model=tiny_model("llama", dtype))
+    assert results[1].history[-1]["loss_jacobian"] > 0
 
 
 def test_weight_zero_is_two_saes_trained_apart() -> None:
@@ -231,6 +238,7 @@ def test_the_command_line_trains_a_pair(tmp_path: Path, capsys: Any) -> None:
     for wrong, says in (
         (["train", *rest, "--model", "pico-python"], "needs --model"),
         (["train", *rest, "--layer", "1", "--from", str(out)], "needs --model"),
+        (["train", *rest[:4], "--layer", "1", "--model", "pico-python", "--out", "y"], "needs --k"),
         ([*command, "--site-out", OUT, "--out", str(tmp_path / "x")], "no --site-out"),
         ([*command, "--k", "8", "--out", str(tmp_path / "x")], "has one --k"),
         (

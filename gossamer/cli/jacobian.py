@@ -1,6 +1,7 @@
 """`gossamer jacobian`: how latents before an MLP move latents after it."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--measure", "measured", is_flag=True, help="Ablate every source and compare.")
 @click.option("--corpus", default=None, help="Instead of a prompt: count over this corpus.")
-@click.option("--tokens", "n_tokens", default=65_536, show_default=True,
-              type=click.IntRange(min=1), help="With --corpus.")  # fmt: skip
+@click.option("--tokens", "n_tokens", default=None, type=click.IntRange(min=1),
+              help="With --corpus; default: 65536.")  # fmt: skip
 @click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def jacobian_command(prompt: str | None, model_name: str, **options: Any) -> None:
@@ -54,6 +55,8 @@ def jacobian_command(prompt: str | None, model_name: str, **options: Any) -> Non
         raise GossamerError("--html and --measure are of a PROMPT; leave out --corpus.")
     if options["html"] is not None:
         check_writable(options["html"])
+    if options["corpus"] is None and options["n_tokens"] is not None:
+        raise GossamerError("--tokens is for --corpus; a PROMPT is taken whole.")
     model = load_model(model_name)
     saes = pair_at(load_saes(options["saes_name"] or f"{model_name}/jacobian"), options["layer"])
     common = {"hold": options["hold"], "skip": options["skip"]}
@@ -63,7 +66,7 @@ def jacobian_command(prompt: str | None, model_name: str, **options: Any) -> Non
             options["layer"],
             *saes,
             options["corpus"],
-            n_tokens=options["n_tokens"],
+            n_tokens=options["n_tokens"] or 65_536,
             how=How(at=options["at"], method=options["method"]),
             progress=sys.stderr.isatty(),
             **common,
@@ -115,7 +118,8 @@ def _show(found: "Jacobian", shapes: list[str], options: dict[str, Any]) -> None
     if options["measured"]:
         measured = measure_jacobian(found)
         for name, flipped in (("all", None), ("no flip", False), ("flips", True)):
-            agreement[name] = measured.agreement(flipped)._asdict()
+            found_here = measured.agreement(flipped)._asdict()
+            agreement[name] = {n: v if math.isfinite(v) else None for n, v in found_here.items()}
     density = [each._asdict() for each in found.density()]
     if options["as_json"]:
         shown = {
@@ -152,7 +156,7 @@ def _show(found: "Jacobian", shapes: list[str], options: dict[str, Any]) -> None
         heads = ("sources ablated", "pairs", "signs agree", "correlation", "error")
         names = ("signs", "correlation", "error")
         rows = [
-            (name, str(a["pairs"]), *(f"{a[which]:.3f}" for which in names))
+            (name, str(a["pairs"]), *("" if a[n] is None else f"{a[n]:.3f}" for n in names))
             for name, a in agreement.items()
         ]
         _print("Measured beside predicted", heads, rows)

@@ -39,6 +39,7 @@ OWNERS = {
     "jacobian_warmup": ("--jacobian-warmup", ("jacobian",)),
     "jacobian_penalty": ("--jacobian-penalty", ("jacobian",)),
     "jacobian_share": ("--jacobian-share", ("jacobian",)),
+    "jacobian_size": ("--jacobian-size", ("jacobian",)),
 }
 """Options by the architectures that have them."""
 
@@ -61,7 +62,7 @@ OWNERS = {
 @click.option("--norm", type=click.Choice(("decoder", "unit")), help="relu's L1.")
 @click.option("--bfloat16", is_flag=True, help="topk: find candidates in half precision.")
 @click.option("--skip", is_flag=True, help="Give a transcoder a linear skip connection.")
-@click.option("--layer", type=int, help="jacobian: block of the MLP.")
+@click.option("--layer", type=click.IntRange(min=0), help="jacobian: block of the MLP.")
 @click.option(
     "--jacobian-weight", type=float, help="jacobian: λ; default: k² / (2 d_model); 0 for none."
 )
@@ -69,6 +70,7 @@ OWNERS = {
     "--jacobian-warmup", type=float, help="jacobian: share of the run over which λ rises."
 )
 @click.option("--jacobian-penalty", type=click.Choice(PENALTIES), help="jacobian; default: l1.")
+@click.option("--jacobian-size", type=float, help="jacobian: where bending penalties bend.")
 @click.option(
     "--jacobian-share", type=float, help="jacobian: share of tokens the term is taken over."
 )
@@ -168,9 +170,11 @@ def jacobian_config_of(options: dict[str, Any], model: Any) -> "JacobianConfig":
         raise GossamerError(
             "A Jacobian pair has one --k, at most one --site (of its first SAE) and no --site-out."
         )
+    if not options["ks"]:
+        raise GossamerError("A jacobian pair needs --k, the active latents of both its SAEs.")
     (each,) = configs_of({**options, "kind": "topk", "sites": ()})
-    names = {"weight": "jacobian_weight", "warmup": "jacobian_warmup",
-             "penalty": "jacobian_penalty", "share": "jacobian_share"}  # fmt: skip
+    fields = ("weight", "warmup", "penalty", "size", "share")
+    names = {field: f"jacobian_{field}" for field in fields}
     given = _given(options, **names)
     return JacobianConfig(
         each=each,

@@ -1,5 +1,6 @@
 """MLP Jacobians between SAEs: how latents before an MLP move latents after it."""
 
+from gossamer.jacobian.entries import How
 from gossamer.jacobian.jacobian import jacobian_of_weights, jacobian_tables, mlp_jacobian
 from gossamer.jacobian.over import JacobianReport, jacobian_over
 from gossamer.jacobian.products import JacobianTables
@@ -9,6 +10,7 @@ from gossamer.jacobian.result import Above, Entry, Jacobian, Sweep
 __all__ = [
     "Above",
     "Entry",
+    "How",
     "Jacobian",
     "JacobianReport",
     "JacobianTables",

@@ -58,11 +58,11 @@ class Sizes:
     """Entries that the loop computes."""
 
     def __post_init__(self) -> None:
-        wrong = {n: getattr(self, n) for n in self.__slots__ if getattr(self, n) < 1}
-        if wrong or self.k > self.d_sae:
-            raise GossamerError(
-                f"Every size is 1 or more and k at most d_sae, got {wrong or self}."
-            )
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise GossamerError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.k > self.d_sae:
+            raise GossamerError(f"k is at most d_sae={self.d_sae}, got k={self.k}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,8 @@ def bench_jacobian(
 
     if not torch.allclose(from_tables(), without_tables(), rtol=1e-2, atol=1.0):
         raise GossamerError("Entries from tables and from rows differ; this is a bug, report it.")
-    note = f"tables built once in {built:.2f} s"
+    floor = _floor(2 * sizes.n_tokens * sizes.k * sizes.d_mlp * reads.element_size(), reads)
+    note = f"tables built once in {built:.2f} s; reading its rows alone takes {floor:.2f} ms"
     yield _timed("tables", from_tables, sizes.runs, place, table_bytes, note)
 
     columns = reads.T.contiguous()
@@ -176,6 +177,18 @@ def bench_jacobian(
     if forward:
         del reads, writes, columns, W_dec, W_enc
         yield _forward(min(sizes.runs, 5), place)
+
+
+def _floor(n_bytes: int, table: Tensor) -> float:
+    """Milliseconds to read that many bytes at the speed at which this machine copies a table."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        copy = table.clone()
+        _wait(table.device)
+        times.append(time.perf_counter() - started)
+        del copy
+    return 1e3 * n_bytes * min(times) / (2 * table.nbytes)
 
 
 def _forward(runs: int, device: torch.device) -> Timing:
@@ -248,7 +261,8 @@ def _device(name: str) -> torch.device:
     """GossamerError when there is no such device here."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise GossamerError(f"There is no device {name!r} here ({error}); try cpu.") from error
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise GossamerError(f"There is no device {name!r} here ({reason}); try cpu.") from error
     return device

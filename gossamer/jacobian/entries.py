@@ -1,10 +1,11 @@
 """All entries of a Jacobian over some tokens, of one prompt or many: what a run showed goes in."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from gossamer.errors import GossamerError
@@ -46,7 +47,7 @@ class How:
     """Hidden units with slopes up to this size are left out where that is faster."""
 
     memory: int = TABLE_MEMORY
-    """Bytes that tables may take."""
+    """Bytes that tables may take, and that the entries may."""
 
     def __post_init__(self) -> None:
         if self.at not in ("input", "reconstruction"):
@@ -55,6 +56,10 @@ class How:
             raise GossamerError(f'method is "auto", "tables" or "rows", got {self.method!r}.')
         if not self.skip_below >= 0:
             raise GossamerError(f"skip_below is a size, 0 or more, got {self.skip_below}.")
+        if self.skip_below > 0 and (self.method == "tables" or self.tables is not None):
+            raise GossamerError(
+                'Tables go through all hidden units; write method="rows" with skip_below.'
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,13 @@ class Activations:
     """What else is in the residual stream there, where the passage needs it."""
 
     special: Bool[Tensor, " n"]
-    """BOS tokens: left out of every mean."""
+    """BOS tokens: left out of every mean, unless there is nothing else."""
+
+    def at(self, chunk: slice) -> "Activations":
+        """Those of some tokens."""
+        rest = None if self.rest is None else self.rest[chunk]
+        parts = (self.read_in[chunk], self.point[chunk], self.read_out[chunk])
+        return Activations(*parts, rest, self.special[chunk])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +166,8 @@ def between(
         seen = replace(seen, point=point, read_out=way.value(point, seen.rest))
     side_in = writing(saes[0], seen.read_in, latents_in)
     side_out = reading(saes[1], seen.read_out, active(saes[1], seen.read_out))
-    dtype = torch.promote_types(seen.point.dtype, side_in.values.dtype)
-    linear = way.linearize(seen.point).to(torch.promote_types(dtype, side_out.values.dtype))
+    _check_size(side_out, side_in, how.memory)
+    linear = promoted(way.linearize(seen.point), saes)
     tables = _tables_for(way, saes, linear, sides=(side_out, side_in), how=how)
     if tables is None:
         values, bound = from_rows(linear, side_out, side_in, skip_below=how.skip_below)
@@ -177,6 +188,38 @@ def between(
     )
 
 
+def promoted(linear: Linear, saes: Pair) -> Linear:
+    """The derivative in the widest of the types of model and SAEs."""
+    dtype = linear.W_out.dtype
+    for sae in saes:
+        dtype = torch.promote_types(dtype, getattr(sae, "dtype", dtype))
+    return linear.to(linear.W_out.new_zeros((), dtype=dtype))
+
+
+def _check_size(side_out: Side, side_in: Side, memory: int) -> None:
+    """GossamerError when the entries would not fit."""
+    n, k_out = side_out.indices.shape
+    k_in = side_in.indices.shape[1]
+    need = 4 * n * k_out * k_in * max(side_out.values.element_size(), 4)
+    if need > memory:
+        raise GossamerError(
+            f"{n:,} tokens with up to {k_out:,} × {k_in:,} active latents need {need / 1e9:.1f} GB "
+            f"for their entries, and {memory / 1e9:.1f} GB are allowed; give fewer or shorter "
+            "prompts, sparser SAEs, or more with memory=."
+        )
+
+
+def weights_mark(*tensors: Shaped[Tensor, "..."]) -> tuple[str, ...]:
+    """For each tensor 16 hexadecimal digits that another one does not have: its shape and up to a
+    thousand of its numbers."""
+    marks = []
+    for tensor in tensors:
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 1000)].double().cpu().numpy().tobytes()
+        marks.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + sample).hexdigest()[:16])
+    return tuple(marks)
+
+
 def make_tables(way: Passage, saes: Pair, linear: Linear) -> JacobianTables:
     """The products of every latent with the weights on its side. GossamerError for SAEs whose rows
     differ from token to token."""
@@ -192,14 +235,21 @@ def make_tables(way: Passage, saes: Pair, linear: Linear) -> JacobianTables:
     dtype = linear.W_out.dtype
     reads = after.read_rows(every[1]).to(dtype) @ linear.W_out
     rows = before.write_rows(every[0]).to(dtype)
-    return JacobianTables(way.site_in, way.site_out, reads, tuple(rows @ w.T for w in linear.ways))
+    writes = tuple(rows @ w.T for w in linear.ways)
+    return JacobianTables(way.site_in, way.site_out, _made_from(way, saes), reads, writes)
+
+
+def _made_from(way: Passage, saes: Pair) -> tuple[str, ...]:
+    before, after = saes
+    assert isinstance(before, SAE) and isinstance(after, SAE)
+    return weights_mark(before.W_dec, after.W_enc, way.mlp.W_in, way.mlp.W_out)
 
 
 def _tables_for(
     way: Passage, saes: Pair, linear: Linear, *, sides: tuple[Side, Side], how: How
 ) -> JacobianTables | None:
     """The tables that are given or worth making; None for rows."""
-    if how.method == "rows":
+    if how.method == "rows" or how.skip_below > 0:
         return None
     if how.tables is not None:
         _check_tables(how.tables, way, saes)
@@ -221,7 +271,7 @@ def _tables_for(
 
 
 def _check_tables(tables: JacobianTables, way: Passage, saes: Pair) -> None:
-    """GossamerError when tables are of other sites or SAEs."""
+    """GossamerError when tables are of other sites, SAEs or weights."""
     wanted = (way.site_in, way.site_out, *(getattr(sae, "d_sae", None) for sae in saes))
     got = (tables.site_in, tables.site_out, len(tables.writes[0]), len(tables.reads))
     if wanted != got:
@@ -229,6 +279,11 @@ def _check_tables(tables: JacobianTables, way: Passage, saes: Pair) -> None:
             f"These tables are from {got[0]} ({got[2]} latents) to {got[1]} ({got[3]}), and are "
             f"asked for from {wanted[0]} ({wanted[2]}) to {wanted[1]} ({wanted[3]}); make them "
             "with jacobian_tables from the same model and SAEs."
+        )
+    if tables.made_from != _made_from(way, saes):
+        raise GossamerError(
+            f"These tables from {got[0]} to {got[1]} were made from other weights; make them "
+            "with jacobian_tables from this model and these SAEs."
         )
 
 
@@ -240,7 +295,7 @@ def _decoded(
 
 def root_mean_squares(seen: Activations) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Of the activations before and after the MLP, BOS left out."""
-    kept = ~seen.special
+    kept = ~seen.special if not seen.special.all() else torch.ones_like(seen.special)
     before, after = (x[kept].square().mean().sqrt() for x in (seen.point, seen.read_out))
     return before, after
 

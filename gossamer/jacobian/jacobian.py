@@ -23,6 +23,7 @@ from gossamer.jacobian.entries import (
     between,
     make_tables,
     observed,
+    promoted,
     recorded,
 )
 from gossamer.jacobian.passage import Linear, passage
@@ -69,7 +70,7 @@ def mlp_jacobian(  # noqa: PLR0913, PLR0917  the public face, fixed by the desig
         tables: of an earlier `jacobian_tables` with the same SAEs.
         skip_below: leave out hidden units with slopes up to this size, where that is faster;
             `Jacobian.bound` then says what they can add to an entry.
-        memory: bytes that tables may take.
+        memory: bytes that tables may take, and that the entries may.
         prepend_bos: overrides what the SAEs' files and the family say.
     """
     how = How(at=at, method=method, tables=tables, skip_below=skip_below, memory=memory)
@@ -79,7 +80,7 @@ def mlp_jacobian(  # noqa: PLR0913, PLR0917  the public face, fixed by the desig
     way = passage(model, layer, (sae_in.site_out, sae_out.site_in), hold=tuple(hold), skip=skip)
     prompts = as_prompts(prompt)
     bos = chosen_bos(prepend_bos, pair, prompts)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         record = recorded(way, pair)
         trace = run(model, prompts, record=record, logits=False, prepend_bos=bos)
         keep = trace.mask
@@ -110,9 +111,10 @@ def jacobian_tables(
     for sae in (sae_in, sae_out):
         check_saes(model, {sae.site_out: sae})
     way = passage(model, layer, (sae_in.site_out, sae_out.site_in), hold=tuple(hold), skip=skip)
-    with torch.no_grad():
-        point = sae_in.W_dec.new_zeros(1, way.mlp.W_in.shape[1])
-        return make_tables(way, (sae_in, sae_out), way.linearize(point))
+    with torch.inference_mode(False), torch.no_grad():
+        pair = (sae_in, sae_out)
+        point = way.mlp.W_in.new_zeros(1, way.mlp.W_in.shape[1])
+        return make_tables(way, pair, promoted(way.linearize(point), pair))
 
 
 def jacobian_of_weights(

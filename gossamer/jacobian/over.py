@@ -6,10 +6,11 @@ added up in a sparse table keyed by the pair of latents. Nothing has d_sae × d_
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,24 +18,34 @@ from gossamer.activations.rows import in_groups, rows_of
 from gossamer.corpus import TokenBlock, as_corpus, blocks
 from gossamer.errors import GossamerError
 from gossamer.jacobian.entries import (
+    Activations,
     Found,
     How,
     Pair,
     between,
     make_tables,
     observed,
+    promoted,
     recorded,
     root_mean_squares,
 )
 from gossamer.jacobian.passage import Passage, passage
-from gossamer.jacobian.result import THRESHOLDS, Above
+from gossamer.jacobian.result import THRESHOLDS, Above, comparable
+from gossamer.jacobian.sides import active
 from gossamer.models.model import Model
 from gossamer.saes.rows import rows_are_constant
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.topk import TopK
 from gossamer.splice import check_saes, chosen_bos
 
 BATCH_TOKENS = 2048
 """Tokens at once, about."""
+
+MAX_ENTRIES = 8_000_000
+"""Entries in memory at once."""
+
+SAMPLE_TOKENS = 16_384
+"""Tokens from which the scale of comparable units is taken."""
 
 MAX_PAIRS = 4_000_000
 """Pairs of latents that the table holds; 40 bytes each."""
@@ -60,7 +71,8 @@ class PairTable:
     """Σ of its absolute value there."""
 
     left_out: float
-    """The largest Σ|entry| of a pair that was dropped because the table was full; 0 if none was."""
+    """No pair that was dropped because the table was full had a Σ|entry| above this, and that of a
+    kept one falls short by no more; 0 when none was dropped."""
 
     def top(self, n: int) -> list[tuple[int, int, int, float]]:
         """(target, source, tokens, mean entry) of the n pairs with the largest Σ|entry|."""
@@ -125,6 +137,10 @@ def jacobian_over(  # noqa: PLR0913, PLR0917  the public face; everything by nam
     pair, how = (sae_in, sae_out), How() if how is None else how
     if n_tokens < 1:
         raise GossamerError(f"n_tokens is how many tokens to look at, 1 or more, got {n_tokens}.")
+    if not all(size >= 0 for size in (smallest, *thresholds)):
+        raise GossamerError(
+            f"Sizes of entries are 0 or more, got smallest={smallest} and thresholds={thresholds}."
+        )
     for sae in pair:
         check_saes(model, {sae.site_out: sae})
     way = passage(model, layer, (sae_in.site_out, sae_out.site_in), hold=tuple(hold), skip=skip)
@@ -134,18 +150,18 @@ def jacobian_over(  # noqa: PLR0913, PLR0917  the public face; everything by nam
     packed = blocks(source, model, context=context, prepend_bos=bos)
     sites = recorded(way, pair)
     sums = _Sums(tuple(float(t) for t in thresholds), smallest)
-    sizes: tuple[Tensor, Tensor] | None = None  # of the first batch, so that all count alike
     bar = tqdm(total=n_tokens, desc="Jacobians", unit=" tokens", disable=not progress)
-    with torch.no_grad(), bar:
-        for shown in _batches(model, packed, sites, context=context, n_tokens=n_tokens):
-            count = len(shown[sites[0]])
-            special = torch.zeros(count, dtype=torch.bool, device=model.device)
-            seen = observed(way, pair, shown, special)
-            if sums.n_tokens == 0:
-                how = _with_tables(how, way, pair, point=seen.point, n_tokens=n_tokens)
-                sizes = root_mean_squares(seen)
-            sums.add(between(way, pair, seen, how=how, sizes=sizes))
-            bar.update(count)
+    with torch.inference_mode(False), torch.no_grad(), bar:
+        batches = _batches(model, packed, sites, context=context, n_tokens=n_tokens)
+        seen = (observed(way, pair, shown, _none_special(shown, sites[0])) for shown in batches)
+        sample = list(_first_tokens(seen, SAMPLE_TOKENS))
+        if sample:
+            sizes = _pooled([root_mean_squares(each) for each in sample], sample)
+            how = _with_tables(how, way, pair, point=sample[0].point, n_tokens=n_tokens)
+            for each in chain(sample, seen):
+                for piece in _pieces(each, pair):
+                    sums.add(between(way, pair, piece, how=how, sizes=sizes))
+                bar.update(len(each.point))
     if sums.n_tokens == 0:
         raise GossamerError(
             f"The corpus {source.name} has no tokens that count; give a longer one."
@@ -163,6 +179,43 @@ def jacobian_over(  # noqa: PLR0913, PLR0917  the public face; everything by nam
         "method": "rows" if how.tables is None else "tables",
     }
     return sums.report(about)
+
+
+def _none_special(shown: dict[str, Tensor], site: str) -> Bool[Tensor, " n"]:
+    return torch.zeros(len(shown[site]), dtype=torch.bool, device=shown[site].device)
+
+
+def _first_tokens(batches: Iterator[Activations], n_tokens: int) -> Iterator[Activations]:
+    """Batches until they have that many tokens."""
+    while n_tokens > 0 and (batch := next(batches, None)) is not None:
+        n_tokens -= len(batch.point)
+        yield batch
+
+
+def _pooled(
+    found: list[tuple[Tensor, Tensor]], batches: list[Activations]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Root mean squares of batches together."""
+    counts = torch.tensor([len(batch.point) for batch in batches]).to(found[0][0])
+    before, after = (
+        (torch.stack(side).square() @ counts / counts.sum()).sqrt()
+        for side in zip(*found, strict=True)
+    )
+    return before, after
+
+
+def _pieces(seen: Activations, pair: Pair) -> Iterator[Activations]:
+    """A batch in pieces whose entries fit."""
+    rules = [getattr(sae, "selection", None) for sae in pair]
+    fixed = [rule.k for rule in rules if isinstance(rule, TopK)]
+    if len(fixed) == 2 and len(seen.point) * fixed[0] * fixed[1] <= MAX_ENTRIES:
+        yield seen  # known without encoding
+        return
+    k = [active(sae, x) for sae, x in zip(pair, (seen.read_in, seen.read_out), strict=True)]
+    widest = [max(1, int(latents.offsets.diff().max())) for latents in k]
+    length = max(1, MAX_ENTRIES // (widest[0] * widest[1]))
+    for first in range(0, len(seen.point), length):
+        yield seen.at(slice(first, first + length))
 
 
 def _batches(
@@ -183,11 +236,13 @@ def _with_tables(
 ) -> How:
     """With tables, where they pay for the whole corpus."""
     constant = all(rows_are_constant(sae) for sae in pair)
-    if how.method == "rows" or how.tables is not None or not constant:
+    as_rows = how.method == "rows" or how.skip_below > 0
+    if as_rows or how.tables is not None or not constant:
         return how
     first, last = (sae for sae in pair if isinstance(sae, SAE))
-    linear = way.linearize(point[:1])
-    n_bytes = 4 * linear.W_out.shape[1] * (len(linear.ways) * first.d_sae + last.d_sae)
+    linear = promoted(way.linearize(point[:1]), pair)
+    n_rows = len(linear.ways) * first.d_sae + last.d_sae
+    n_bytes = linear.W_out.element_size() * linear.W_out.shape[1] * n_rows
     # A token has at least one latent; 16 is a guess at how many, and only time depends on it.
     pays = n_tokens * 16 > max(first.d_sae, last.d_sae) and n_bytes <= how.memory
     if not pays and how.method == "auto":
@@ -213,8 +268,7 @@ class _Sums:
         """One batch."""
         out, into = found.side_out, found.side_in
         exists = (out.indices >= 0)[..., None] & (into.indices >= 0)[:, None]
-        units_in = torch.where(into.indices >= 0, found.units[0], 1.0)
-        entries = found.values * found.units[1][..., None] / units_in[:, None]
+        entries = comparable(found.values, found.units[1], found.units[0])
         sizes = entries.abs()
         self.n_tokens += len(entries)
         self.n_entries += int(exists.sum())

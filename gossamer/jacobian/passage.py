@@ -21,7 +21,6 @@ norm, and the rest is one more row for each token.
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -71,8 +70,8 @@ class Passage:
 
     @property
     def needs_rest(self) -> bool:
-        """Whether y has a part that x does not say: what else is in the residual stream."""
-        return self.site_out.endswith("hook_resid_post") and self.norm_in is None
+        """Whether y has a part that does not move with x: what else is in the residual stream."""
+        return self.site_out.endswith("hook_resid_post") and not self.skip
 
     @property
     def written(self) -> str:
@@ -83,6 +82,7 @@ class Passage:
         self, x: Float[Tensor, "n width"], rest: Float[Tensor, "n d_model"] | None = None
     ) -> Float[Tensor, "n d_model"]:
         """y at any x; `rest` is what else is in the stream there, where `needs_rest`."""
+        x = x.to(self.mlp.W_in.dtype)
         hidden, _ = self._hidden(x)
         y = self.mlp(hidden)
         if self.norm_out is not None:
@@ -92,8 +92,8 @@ class Passage:
         return y + (x if rest is None else rest)
 
     def linearize(self, x: Float[Tensor, "n width"]) -> "Linear":
-        """The derivative at some points."""
-        hidden, norm_in = self._hidden(x)
+        """The derivative at some points, in the model's type."""
+        hidden, norm_in = self._hidden(x.to(self.mlp.W_in.dtype))
         mlp, slopes = self.mlp, self.mlp.slopes(hidden)
         norm_out = None
         if self.norm_out is not None:
@@ -148,17 +148,20 @@ class Norm:
 
     def after(self, weight: Float[Tensor, "width d_mlp"]) -> Float[Tensor, "width d_mlp"]:
         """diag(gain) C `weight`: a matrix that writes what the norm gets, writing what it gives."""
-        centred = weight - weight.mean(0, keepdim=True) if self.centres else weight
-        return centred * self.gain[:, None]
+        return self.centred(weight) * self.gain[:, None]
+
+    def centred(self, weight: Float[Tensor, "width d_mlp"]) -> Float[Tensor, "width d_mlp"]:
+        """C `weight`."""
+        return weight - weight.mean(0, keepdim=True) if self.centres else weight
 
     def at(self, chunk: slice) -> "Norm":
         """The same at some of the points."""
         return replace(self, scale=self.scale[chunk], normalized=self.normalized[chunk])
 
-    def to(self, dtype: torch.dtype) -> "Norm":
-        """The same in another type."""
+    def to(self, like: Float[Tensor, "..."]) -> "Norm":
+        """The same with the type of a tensor, where that is."""
         gain, scale, normalized = (
-            part.to(dtype) for part in (self.gain, self.scale, self.normalized)
+            part.to(like) for part in (self.gain, self.scale, self.normalized)
         )
         return replace(self, gain=gain, scale=scale, normalized=normalized)
 
@@ -194,14 +197,14 @@ class Linear:
         slopes = tuple(slope[chunk] for slope in self.slopes)
         return replace(self, slopes=slopes, norm_in=norms[0], norm_out=norms[1])
 
-    def to(self, dtype: torch.dtype) -> "Linear":
-        """The same in another type."""
-        norms = [None if n is None else n.to(dtype) for n in (self.norm_in, self.norm_out)]
+    def to(self, like: Float[Tensor, "..."]) -> "Linear":
+        """The same with the type of a tensor, where that is."""
+        norms = [None if n is None else n.to(like) for n in (self.norm_in, self.norm_out)]
         return Linear(
-            tuple(way.to(dtype) for way in self.ways),
-            self.W_out.to(dtype),
-            self.bare_out.to(dtype),
-            tuple(slope.to(dtype) for slope in self.slopes),
+            tuple(way.to(like) for way in self.ways),
+            self.W_out.to(like),
+            self.bare_out.to(like),
+            tuple(slope.to(like) for slope in self.slopes),
             norms[0],
             norms[1],
             self.skip,

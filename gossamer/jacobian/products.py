@@ -42,6 +42,9 @@ class JacobianTables:
     site_out: str
     """Where the latents read."""
 
+    made_from: tuple[str, ...]
+    """What tells the weights they were made from from others."""
+
     reads: Float[Tensor, "D_out d_mlp"]
     """What the hidden units write into each latent."""
 
@@ -98,7 +101,8 @@ def from_rows(
     left out for their small slopes could add."""
     parts, bound = [], 0.0
     n_tokens = len(linear.slopes[0])
-    live = torch.stack([slope.abs() > skip_below for slope in linear.slopes]).any(0)
+    # Not "> skip_below": a slope that is not a number counts.
+    live = torch.stack([~(slope.abs() <= skip_below) for slope in linear.slopes]).any(0)
     few = live.float().mean() <= FEW_LIVE if n_tokens else False
     k = max(side_out.places.shape[1], side_in.places.shape[1], 1)
     size = 1 if few else max(1, rows_at_once // k)
@@ -182,9 +186,15 @@ def _bound(
 ) -> float:
     """Σ_way max|slope left out| ‖W_way‖ ‖W_out‖ max‖row out‖ max‖row in‖ / scales, at one token.
 
-    A norm's derivative is its first factor times something that makes no vector longer.
+    A norm before the MLP is its folded factor times something that makes no vector longer; of one
+    after it, diag(gain) stands apart, since that something stands between it and W_out.
     """
-    size = rows_out.norm(dim=1).max() * rows_in.norm(dim=1).max() * _norm_bound(linear.W_out)
+    W_out = linear.W_out
+    size = rows_out.norm(dim=1).max() * rows_in.norm(dim=1).max()
+    if linear.norm_out is not None:
+        W_out = linear.norm_out.centred(linear.bare_out)
+        size = size * linear.norm_out.gain.abs().max()
+    size = size * _norm_bound(W_out)
     for norm in (linear.norm_in, linear.norm_out):
         size = size if norm is None else size / norm.scale[0]
     small = [

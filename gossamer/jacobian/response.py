@@ -133,7 +133,9 @@ def sweeps(
             f"{tolerance} and {n_values}."
         )
     chosen = jacobian.strongest(places) if isinstance(places, int) else list(places)
-    found: list[Sweep] = []
+    for place in chosen:
+        _check_place(jacobian, place)
+    found: dict[tuple[int, int, int], Sweep] = {}
     for position, column in dict.fromkeys((t, i) for t, _, i in chosen):
         source, value = jacobian.in_indices[position, column], jacobian.in_values[position, column]
         grid = torch.linspace(0, 2, n_values, dtype=value.dtype, device=value.device) * value
@@ -145,8 +147,20 @@ def sweeps(
             target = int(jacobian.out_indices[position, row])
             curve = outputs[:, target].cpu()
             shape = shape_of(grid.cpu(), curve, tolerance)
-            found.append(Sweep(position, int(source), target, grid.cpu(), curve, shape))
-    return found
+            swept = Sweep(position, int(source), target, grid.cpu(), curve, shape)
+            found[position, row, column] = swept
+    return [found[place] for place in chosen]
+
+
+def _check_place(jacobian: Jacobian, place: tuple[int, int, int]) -> None:
+    """GossamerError unless there is an entry."""
+    within = all(0 <= at < size for at, size in zip(place, jacobian.values.shape, strict=True))
+    t, j, i = place
+    if not within or jacobian.out_indices[t, j] < 0 or jacobian.in_indices[t, i] < 0:
+        raise GossamerError(
+            f"There is no entry at (position, row, column) = {place} of a Jacobian of shape "
+            f"{tuple(jacobian.values.shape)}; take places that strongest() gives."
+        )
 
 
 def shape_of(
@@ -154,8 +168,11 @@ def shape_of(
 ) -> Shape:
     """What kind of function the outputs are of the values; see `Sweep.shape`."""
     x, y = values.double(), outputs.double()
-    allowed = tolerance * float(y.max() - y.min())
-    if _off_the_line(x, y) <= allowed + 1e-12 * float(y.abs().max()):
+    if not torch.isfinite(y).all():
+        return "other"
+    rounding = 8 * torch.finfo(outputs.dtype).eps * float(y.abs().max())
+    allowed = tolerance * float(y.max() - y.min()) + rounding
+    if _off_the_line(x, y) <= allowed:
         return "linear"
     active = (y != 0).nonzero()[:, 0]
     first, last = int(active[0]), int(active[-1])

@@ -155,7 +155,7 @@ class Jacobian:
 
         In these units Jacobians of different layers and models can be compared.
         """
-        return self.values * self.out_units[..., None] / self._units_in()[:, None]
+        return comparable(self.values, self.out_units, self.in_units)
 
     def density(self, thresholds: Sequence[float] = THRESHOLDS) -> list[Above]:
         """How many entries are above each threshold, over the tokens that count."""
@@ -279,8 +279,14 @@ class Jacobian:
     def _exists(self) -> Bool[Tensor, "pos k_out k_in"]:
         return (self.out_indices >= 0)[..., None] & (self.in_indices >= 0)[:, None]
 
-    def _units_in(self) -> Float[Tensor, "pos k_in"]:
-        return torch.where(self.in_indices >= 0, self.in_units, 1.0)
+
+def comparable(
+    values: Float[Tensor, "n k_out k_in"],
+    out_units: Float[Tensor, "n k_out"],
+    in_units: Float[Tensor, "n k_in"],
+) -> Float[Tensor, "n k_out k_in"]:
+    """Entries in comparable units; 0 for a latent that writes nothing."""
+    return values * out_units[..., None] / torch.where(in_units > 0, in_units, torch.inf)[:, None]
 
 
 def _label(sae: SparseCoder, latent: int) -> str:

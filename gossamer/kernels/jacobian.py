@@ -166,5 +166,5 @@ def _gathered(
 ) -> Float[Tensor, "c k d_mlp"]:
     """Rows of a table, in the buffer."""
     room = buffer[: len(rows)]
-    torch.index_select(table, 0, rows.flatten(), out=room.view(-1, table.shape[1]))
+    torch.index_select(table, 0, rows.flatten(), out=room.view(rows.numel(), table.shape[1]))
     return room

@@ -24,16 +24,13 @@ from gossamer.jacobian.sides import Side
 from gossamer.models.model import Model
 from gossamer.training.architecture import warmed
 from gossamer.training.config import TrainConfig
-from gossamer.training.ranges import check_not_negative, check_share
+from gossamer.training.ranges import check_not_negative, check_positive, check_share
 from gossamer.training.schedules import progress
 from gossamer.training.step import Outcome
 from gossamer.training.topk import TopKConfig
 from gossamer.training.trainee import Trainee
 
 Penalty = Literal["l1", "root", "log", "tanh", "capped", "normalized"]
-
-SIZE = 0.1
-"""Where the penalties that bend have bent, in the units of training."""
 
 EVERY_ROW = 2**62
 """All rows at once: a batch shares most of its latents."""
@@ -58,6 +55,9 @@ class JacobianConfig:
     penalty: Penalty = "l1"
     """φ; see `penalty`."""
 
+    size: float = 0.01
+    """δ, from which the penalties that bend do so, in the units of training."""
+
     share: float = 1.0
     """Share of a batch's tokens, drawn anew for each step, over which the last term is taken."""
 
@@ -68,6 +68,7 @@ class JacobianConfig:
         check_not_negative("weight", self.weight)
         check_share("warmup", self.warmup)
         check_share("share", self.share)
+        check_positive("size", self.size)
         if self.share == 0:
             raise GossamerError(
                 "share=0 leaves no token for the Jacobian; write weight=0 for none."
@@ -147,7 +148,8 @@ def jacobian_term(
     tokens = _drawn(config, len(x), step).to(x.device)
     dtype = trainees[0].W_dec.dtype
     with torch.no_grad():
-        linear = joint.passage.linearize(x[tokens].to(dtype)).to(dtype)
+        linear = joint.passage.linearize(x[tokens].to(joint.passage.mlp.W_in.device))
+        linear = linear.to(trainees[0].W_dec.detach())
     into, out = (_active(found, tokens) for found in outcomes)
     W_dec, W_enc = trainees[0].W_dec, trainees[1].W_enc
     sides = [
@@ -157,14 +159,15 @@ def jacobian_term(
     entries, _ = from_rows(linear, sides[0], sides[1], rows_at_once=EVERY_ROW)
     scale = (trainees[1].scale_out / trainees[0].scale_in).to(dtype)
     exists = out[1][..., None] & into[1][:, None]
-    size = penalty(torch.where(exists, entries * scale, 0.0), config.penalty)
+    entries = torch.where(exists, entries * scale, 0.0)
+    size = penalty(entries, config.penalty, config.size)
     return weight * x.shape[1] * size
 
 
-def penalty(entries: Float[Tensor, "pos k_out k_in"], kind: str) -> Float[Tensor, ""]:
+def penalty(entries: Float[Tensor, "pos k_out k_in"], kind: str, size: float) -> Float[Tensor, ""]:
     """The mean over tokens and entries of φ(|J|), which for small entries is |J| itself.
 
-    With δ = SIZE: l1 |J|; root 2√δ(√(|J| + δ) − √δ); log δ log(1 + |J|/δ); tanh δ tanh(|J|/δ);
+    With δ = size: l1 |J|; root 2√δ(√(|J| + δ) − √δ); log δ log(1 + |J|/δ); tanh δ tanh(|J|/δ);
     capped min(|J|, δ). normalized does not depend on a token's scale: ‖J‖₁ / (‖J‖₂ √(k_out k_in)).
     """
     sizes = entries.abs()
@@ -172,13 +175,13 @@ def penalty(entries: Float[Tensor, "pos k_out k_in"], kind: str) -> Float[Tensor
         case "l1":
             return sizes.mean()
         case "root":
-            return 2 * SIZE**0.5 * ((sizes + SIZE).sqrt() - SIZE**0.5).mean()
+            return 2 * size**0.5 * ((sizes + size).sqrt() - size**0.5).mean()
         case "log":
-            return SIZE * (sizes / SIZE).log1p().mean()
+            return size * (sizes / size).log1p().mean()
         case "tanh":
-            return SIZE * (sizes / SIZE).tanh().mean()
+            return size * (sizes / size).tanh().mean()
         case "capped":
-            return sizes.clamp(max=SIZE).mean()
+            return sizes.clamp(max=size).mean()
     flat = sizes.flatten(1)
     length = flat.square().sum(1).clamp(min=torch.finfo(flat.dtype).tiny).sqrt()
     return (flat.sum(1) / (length * flat.shape[1] ** 0.5)).mean()
