@@ -37,8 +37,9 @@ long), `xz` all that came before; the model has learnt from the training files, 
 
 ## The SAEs
 
-TopK, {k} of {d_sae} latents, decoder rows of norm 1, float16; the residual SAEs subtract b_dec from
-their input. The numbers are those of
+TopK, {k} of {d_sae} latents, float16. The residual SAEs and the pair have decoder rows of norm 1
+and subtract b_dec from their input; the transcoders have a linear skip connection. The numbers are
+those of
 
     gossamer evaluate --saes pico-python/resid --context 512 --tokens 131072
     gossamer evaluate --saes pico-python/transcoders --context 512 --tokens 131072
@@ -83,8 +84,8 @@ say little about other code.
 ## How it was made
 
 `{command}`, which runs `recipes/pico_python/make_assets.py`: seeds {seeds}, {model_steps} steps of
-16 rows of 512 tokens for the model (Muon and AdamW); then `gossamer.train`, {n_tokens:,} tokens for
-each SAE and transcoder (Adam at {rates}, falling over the last half; AuxK against dead latents).
+16 rows of 512 tokens for the model (Muon and AdamW); then `gossamer.train` (Adam, its rate falling
+over the last half of the run; AuxK against dead latents): {runs}.
 Another machine gives the same up to rounding, which grows in training.
 """
 
@@ -110,7 +111,7 @@ NAMES = ("l0", "fvu", "ce_patched", "ce_increase", "ce_recovered_zero", "ce_reco
 
 def write_card(path: Path, manifest: dict[str, Any]) -> None:
     """Write the card; the same manifest gives the same bytes."""
-    evaluation, training = manifest["evaluation"], manifest["sae_training"]
+    evaluation = manifest["evaluation"]
     dead = manifest["labels"]["dead_fraction"]
     found = [
         (f"{name}/{site}", numbers, dead[name][site])
@@ -137,8 +138,10 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
             command=manifest["command"],
             seeds=", ".join(f"{what} {seed}" for what, seed in manifest["seeds"].items()),
             model_steps=manifest["model_steps"],
-            n_tokens=training["n_tokens"],
-            rates=", ".join(f"{rate:g} for {name}" for name, rate in manifest["rates"].items()),
+            runs="; ".join(
+                f"{name} {manifest['tokens'][name]:,} tokens each at {rate:g}"
+                for name, rate in manifest["rates"].items()
+            ),
             weight=manifest["jacobian_weight"],
             entries=f"{K} × {K}",
             pair_table="\n".join(_pair_table(evaluation["pairs"])),

@@ -22,7 +22,7 @@ from gossamer.corpus import SourceFile, split_stdlib
 from gossamer.models.model import Model
 
 SETS = ("resid", "transcoders", "jacobian")
-"""Folders of SAEs."""
+"""Folders of SAEs; the last is a pair, evaluated as such."""
 
 
 def evaluate_model(model: Model, held_out: list[SourceFile]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def main(model_path: str, saes_path: Path, out: Path, **options: Any) -> None:
         of_model = evaluate_model(model, split_stdlib()[1])
     click.echo(json.dumps(of_model))
     result: dict[str, Any] = {"model": of_model, "saes": {}}
-    for name in SETS:
+    for name in SETS[:-1]:
         saes = gossamer.load_saes(saes_path / name)
         report = gossamer.evaluate(model, saes, "stdlib", n_tokens=n_tokens, context=512)
         result |= {"n_tokens": report.about["n_tokens"]}
@@ -73,6 +73,7 @@ def main(model_path: str, saes_path: Path, out: Path, **options: Any) -> None:
             click.echo(f"{site}: {json.dumps(card.numbers())}")
     pairs = {"jacobian": saes_path / "jacobian", "plain": options["plain"]}
     result["pairs"] = {name: evaluate_pair(model, each, n_tokens) for name, each in pairs.items()}
+    result["saes"]["jacobian"] = result["pairs"]["jacobian"]["saes"]
     click.echo(json.dumps(result["pairs"]))
     out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from card import write_card
 from evaluate import SETS
-from train_saes import RATES, WEIGHT, sites_of
+from train_saes import PARTS, RATES, WEIGHT, sites_of
 
 from gossamer.corpus import split_stdlib
 
@@ -95,6 +95,7 @@ def make_manifest(work: Path, staged: Path) -> dict[str, Any]:
         "model_steps": json.loads(trained.read_text())["steps"],
         "sae_training": json.loads(header.read_text())["metadata"]["training"],
         "rates": RATES,
+        "tokens": {name: int(SAE_TOKENS * part) for name, part in PARTS.items()},
         "jacobian_weight": WEIGHT,
         "evaluation": json.loads((work / "evaluation.json").read_text()),
         "labels": json.loads((work / "labels.json").read_text()),

@@ -3,7 +3,7 @@
     python recipes/pico_python/train_saes.py resid --model DIRECTORY --out DIRECTORY
 
     resid            the residual stream before every block and after the last
-    transcoders      what every MLP reads and writes
+    transcoders      what every MLP reads and writes, with a linear skip connection
     jacobian         a pair around the MLP of block 2, trained for a sparse Jacobian
     jacobian-plain   the same pair without that, to compare; it is not shipped
 
@@ -35,13 +35,16 @@ MLPS = tuple((f"blocks.{n}.mlp.hook_in", f"blocks.{n}.hook_mlp_out") for n in ra
 RATES = {"resid": 2e-3, "transcoders": 3e-3, "jacobian": 2e-3, "jacobian-plain": 2e-3}
 """Adam's, by set."""
 
+PARTS = {"resid": 1.0, "transcoders": 0.5, "jacobian": 0.75, "jacobian-plain": 0.75}
+"""Share of --tokens that each SAE of a set sees."""
+
 
 def config_of(name: str, n_tokens: int, seed: int) -> Any:
     """What `gossamer.train` takes for a set."""
     plain = gossamer.TrainConfig(
         sae=gossamer.TopKConfig(k=K),
         d_sae=D_SAE,
-        n_tokens=n_tokens * 3 // 4 if name.startswith("jacobian") else n_tokens,
+        n_tokens=int(n_tokens * PARTS[name]),
         optimizer=gossamer.OptimizerConfig(rate=RATES[name], warmup_steps=200, decay=0.5),
         dead=gossamer.DeadConfig(after_tokens=200_000),
         seed=seed,
@@ -49,7 +52,7 @@ def config_of(name: str, n_tokens: int, seed: int) -> Any:
     if name == "resid":
         return [replace(plain, site=site) for site in RESIDUAL]
     if name == "transcoders":
-        return [replace(plain, site=site, site_out=out) for site, out in MLPS]
+        return [replace(plain, site=site, site_out=out, skip=True) for site, out in MLPS]
     weight = WEIGHT if name == "jacobian" else 0.0
     return gossamer.JacobianConfig(each=plain, layer=LAYER, weight=weight, share=0.25)
 
