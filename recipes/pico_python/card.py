@@ -157,7 +157,8 @@ def _pair_table(pairs: dict[str, Any]) -> list[str]:
     lines = [_line(heads), _line(["---"] * len(heads))]
     for name in ("jacobian", "plain"):
         found = pairs[name]
-        recovered = [f"{card['ce_recovered_zero']:.4f}" for card in found["saes"].values()]
+        cards = {site.split(".")[-1]: card for site, card in found["saes"].items()}
+        recovered = [f"{cards[c]['ce_recovered_zero']:.4f}" for c in ("hook_in", "hook_mlp_out")]
         entries = [f"{each['entries']:.1f}" for each in found["density"]]
         title = "λ = 0" if name == "plain" else "shipped"
         lines.append(_line([title, *entries, f"{found['mean_size']:.2e}", *recovered]))
