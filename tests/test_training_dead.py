@@ -81,7 +81,7 @@ def planted(breed: str, kind: str, remedy: Any) -> tuple[TrainConfig, Trainee, d
     bias = trainee.extra["b_gate"] if breed == "gated" else trainee.b_enc
     with torch.no_grad():
         # Too low to be chosen; AuxK needs them high enough to be positive.
-        bias[:20] -= 1.0 if remedy == "auxk" else 10.0
+        bias[:20] -= 0.5 if remedy == "auxk" else 10.0
     return config, trainee, rows
 
 
@@ -107,7 +107,7 @@ def test_planted_dead_latents_fire_again_with_a_remedy_and_not_without(
     scaled, u, _ = trainee.inputs(fresh, fresh)
     latents = plain_latents(config.sae, trainee, u)[0][:, :20]
     n_fire = int((latents > 0).any(0).sum())
-    assert n_fire == 0 if remedy == "none" else n_fire >= 12  # most of the 20
+    assert n_fire == 0 if remedy == "none" else n_fire >= 15
     assert not (latents > 0).all(0).any()
 
 

@@ -7,13 +7,13 @@ the block in which the rows asked for are reached; a longer harvest makes it aga
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,10 +143,14 @@ def _dtype(model: Model, dtype: str | None) -> str:
 
 
 def fingerprint(model: Model) -> str:
-    """16 hexadecimal digits that another set of weights does not have: names, shapes, and up to a
-    thousand numbers of each."""
+    """16 hexadecimal digits that another set of weights does not have."""
+    return fingerprint_of(model.language_model.named_parameters())
+
+
+def fingerprint_of(tensors: Iterable[tuple[str, Shaped[Tensor, "..."]]]) -> str:
+    """16 hexadecimal digits from names, shapes, and up to a thousand numbers of each."""
     digest = hashlib.sha256()
-    for name, weight in model.language_model.named_parameters():
+    for name, weight in tensors:
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 1000)].double().cpu().numpy().tobytes()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample)

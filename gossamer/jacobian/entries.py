@@ -1,13 +1,13 @@
 """All entries of a Jacobian over some tokens, of one prompt or many: what a run showed goes in."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gossamer.activations.harvest import fingerprint_of
 from gossamer.errors import GossamerError
 from gossamer.jacobian.passage import Linear, Passage
 from gossamer.jacobian.products import JacobianTables, from_rows, from_tables, tables_pay
@@ -209,17 +209,6 @@ def _check_size(side_out: Side, side_in: Side, memory: int) -> None:
         )
 
 
-def weights_mark(*tensors: Shaped[Tensor, "..."]) -> tuple[str, ...]:
-    """For each tensor 16 hexadecimal digits that another one does not have: its shape and up to a
-    thousand of its numbers."""
-    marks = []
-    for tensor in tensors:
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 1000)].double().cpu().numpy().tobytes()
-        marks.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + sample).hexdigest()[:16])
-    return tuple(marks)
-
-
 def make_tables(way: Passage, saes: Pair, linear: Linear) -> JacobianTables:
     """The products of every latent with the weights on its side. GossamerError for SAEs whose rows
     differ from token to token."""
@@ -239,10 +228,11 @@ def make_tables(way: Passage, saes: Pair, linear: Linear) -> JacobianTables:
     return JacobianTables(way.site_in, way.site_out, _made_from(way, saes), reads, writes)
 
 
-def _made_from(way: Passage, saes: Pair) -> tuple[str, ...]:
+def _made_from(way: Passage, saes: Pair) -> str:
     before, after = saes
     assert isinstance(before, SAE) and isinstance(after, SAE)
-    return weights_mark(before.W_dec, after.W_enc, way.mlp.W_in, way.mlp.W_out)
+    weights = (before.W_dec, after.W_enc, way.mlp.W_in, way.mlp.W_out)
+    return fingerprint_of((str(place), weight) for place, weight in enumerate(weights))
 
 
 def _tables_for(

@@ -42,7 +42,7 @@ class JacobianTables:
     site_out: str
     """Where the latents read."""
 
-    made_from: tuple[str, ...]
+    made_from: str
     """What tells the weights they were made from from others."""
 
     reads: Float[Tensor, "D_out d_mlp"]

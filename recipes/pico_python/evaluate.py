@@ -16,6 +16,7 @@ from typing import Any
 import click
 import torch
 from train_model import bits_per_byte
+from train_saes import LAYER
 
 import gossamer
 from gossamer.corpus import SourceFile, split_stdlib
@@ -39,9 +40,8 @@ def evaluate_model(model: Model, held_out: list[SourceFile]) -> dict[str, Any]:
 def evaluate_pair(model: Model, directory: Path, n_tokens: int) -> dict[str, Any]:
     """Report cards of a Jacobian pair, and how sparse its Jacobian is over the same text."""
     saes = gossamer.load_saes(directory)
-    layer = 2
-    before, after = (saes[f"blocks.{layer}.{kind}"] for kind in ("mlp.hook_in", "hook_mlp_out"))
-    report = gossamer.jacobian_over(model, layer, before, after, n_tokens=n_tokens, context=512)
+    before, after = (saes[f"blocks.{LAYER}.{kind}"] for kind in ("mlp.hook_in", "hook_mlp_out"))
+    report = gossamer.jacobian_over(model, LAYER, before, after, n_tokens=n_tokens, context=512)
     cards = gossamer.evaluate(model, saes, "stdlib", n_tokens=n_tokens, context=512).cards
     return {
         "saes": {site: card.numbers() for site, card in cards.items()},
