@@ -25,7 +25,7 @@ from gossamer.jacobian.sides import Side
 from gossamer.kernels.jacobian import jacobian_blocks
 from gossamer.kernels.pairs import Pairs, pair_products, read_pairs
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 512
 """Rows of a side that are projected together, at most, but at least one token's."""
 
 FEW_LIVE = 0.2
