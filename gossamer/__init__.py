@@ -1,6 +1,22 @@
 """Gossamer finds, measures and verifies sparse circuits in language models."""
 
 from gossamer.activations import Store, as_source, harvest
+from gossamer.analysis.analyze import Request, analyze, analyze_batch, upstream
+from gossamer.analysis.compare import Comparison, compare
+from gossamer.analysis.derived import scalars
+from gossamer.analysis.directions import (
+    KL,
+    LogitMinusMean,
+    LogProbability,
+    NodeValue,
+    Probability,
+    ResidualDirection,
+    Through,
+)
+from gossamer.analysis.lens import Lens, lens, logit_lens, logit_table
+from gossamer.analysis.result import Analysis, ColumnSum, TableRow
+from gossamer.analysis.scalars import Scalars
+from gossamer.analysis.table import Choice
 from gossamer.attribution.edges import edges
 from gossamer.attribution.effects import L1, Density, Edge, Edges
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
@@ -45,8 +61,12 @@ from gossamer.training.topk import TopKConfig
 
 __all__ = [
     "Ablate",
+    "Analysis",
     "BatchTopKConfig",
     "Card",
+    "Choice",
+    "ColumnSum",
+    "Comparison",
     "Corpus",
     "Dashboard",
     "DeadConfig",
@@ -62,21 +82,30 @@ __all__ = [
     "JacobianConfig",
     "JacobianReport",
     "JumpReLUConfig",
+    "KL",
     "L1",
     "Latents",
+    "Lens",
+    "LogProbability",
     "LogitDifference",
+    "LogitMinusMean",
     "Logits",
     "MLP",
     "MeasuredEdge",
     "Model",
     "NewToken",
+    "NodeValue",
     "OptimizerConfig",
     "Patch",
+    "Probability",
     "PromptError",
     "ReLUConfig",
     "Report",
+    "Request",
+    "ResidualDirection",
     "RunConfig",
     "SAE",
+    "Scalars",
     "Scale",
     "Set",
     "ShapeError",
@@ -86,13 +115,18 @@ __all__ = [
     "StartConfig",
     "Steer",
     "Store",
+    "TableRow",
+    "Through",
     "Tokens",
     "TopKConfig",
     "Trace",
     "TrainConfig",
     "TrainResult",
+    "analyze",
+    "analyze_batch",
     "as_corpus",
     "as_source",
+    "compare",
     "dashboard",
     "edges",
     "evaluate",
@@ -101,13 +135,18 @@ __all__ = [
     "jacobian_of_weights",
     "jacobian_over",
     "jacobian_tables",
+    "lens",
     "load_model",
     "load_sae",
     "load_saes",
+    "logit_lens",
+    "logit_table",
     "measure",
     "measure_jacobian",
     "mlp_jacobian",
     "run",
+    "scalars",
     "sweeps",
     "train",
+    "upstream",
 ]

@@ -58,6 +58,18 @@ class Trace:
     errors: dict[str, Tensor] = field(default_factory=dict)
     """(batch, pos, d_out) error term as it was added, by the site the SAE writes."""
 
+    model: Model | None = None
+    """What ran."""
+
+    saes: Mapping[str, SparseCoder] = field(default_factory=dict)
+    """The SAEs that were passed, by the site each one writes."""
+
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Of the number that `analyze` explains, by the value at each site; else empty."""
+
+    read: str | None = None
+    """The residual stream from which that number is read; None: there is no such number."""
+
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each prompt."""
@@ -227,6 +239,8 @@ def run_batch(
         trace.pre_activations,
         trace.reconstructions,
         trace.errors,
+        model,
+        saes,
     )
 
 

@@ -23,7 +23,7 @@ ORDER = (
     *("saes", "models"),  # parts
     *("splice", "generation", "corpus", "activations"),  # runs: where they meet
     *("jacobian", "attribution", "evaluation", "training"),  # science
-    *("scalars", "dashboards", "interop", "library"),  # products
+    *("analysis", "dashboards", "interop", "library"),  # products
     *("server", "cli"),  # faces
 )
 """The modules of the package, foundation first; a module imports only from those before it."""

@@ -195,8 +195,8 @@ def logit_nodes(what: Logits | LogitDifference, clean: Clean) -> NodeTable:
 
     distractors = None
     if isinstance(what, LogitDifference):
-        chosen = torch.tensor([clean.model.token_id(what.token)], device=logits.device)
-        distractors = torch.tensor([clean.model.token_id(what.distractor)], device=logits.device)
+        sides = (_one_token(clean.model, side) for side in (what.token, what.distractor))
+        chosen, distractors = (torch.tensor([token], device=logits.device) for token in sides)
         values = logits[chosen] - logits[distractors]
         labels = [f"{text(chosen)} less {text(distractors)}"]
     else:
@@ -213,6 +213,17 @@ def logit_nodes(what: Logits | LogitDifference, clean: Clean) -> NodeTable:
         units=len(chosen),
         distractors=distractors,
     )
+
+
+def _one_token(model: Model, side: Sequence[str | int] | str | int) -> int:
+    """The token of one side of a difference. GossamerError for several."""
+    tokens = [side] if isinstance(side, str | int) else list(side)
+    if len(tokens) != 1:
+        raise GossamerError(
+            f"edges takes a difference of two tokens, got {len(tokens)} on one side; analyze takes "
+            "sets of tokens."
+        )
+    return model.token_id(tokens[0])
 
 
 def _chosen_tokens(

@@ -70,12 +70,15 @@ class Logits:
 
 @dataclass(frozen=True, slots=True)
 class LogitDifference:
-    """The score of one token less that of another, at one position: one target."""
+    """The score of one token less that of another, at one position: one target.
 
-    token: str | int
+    Several tokens on a side count with their mean, in `analyze`; `edges` takes one on each side.
+    """
+
+    token: Sequence[str | int] | str | int
     """The token whose score counts positive."""
 
-    distractor: str | int
+    distractor: Sequence[str | int] | str | int
     """The token whose score counts negative."""
 
     position: int = -1

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from gossamer.cli.analyze import analyze_command
 from gossamer.cli.bench import bench_command
 from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
@@ -31,6 +32,7 @@ for _command in (
     *(
         edges_command,
         jacobian_command,
+        analyze_command,
         generate_command,
         harvest_command,
         train_command,

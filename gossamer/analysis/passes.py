@@ -1,0 +1,309 @@
+"""One forward and one backward pass for several requests, each with its own number to explain.
+
+Rows of the batch are prompts, edited as each request says; a request with edits has a second,
+unedited row. s_i being row i's number, the gradients of Σ_i s_i are all that the tables need, since
+rows do not see each other. SAEs are spliced in only where that changes something: with attached
+errors and no edit of theirs the run is the model's own, to the bit and with its gradients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gossamer.analysis.directions import KL
+from gossamer.analysis.readings import Reading, Seen, capped, logits_at
+from gossamer.analysis.view import Active
+from gossamer.edits import AbstractEdit, Detach
+from gossamer.errors import GossamerError, SiteError
+from gossamer.models.blocks import BlockSetting, noted
+from gossamer.models.model import Model
+from gossamer.models.prompts import TokenBatch, pad
+from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.sites import parse_site
+from gossamer.splice import ErrorMode, Plan, Trace, flat, run_batch
+
+_RECORDED = (
+    "hook_resid_pre",
+    "attn.hook_v",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "ln1_post.hook_scale",
+    "hook_attn_out",
+    "mlp.hook_post",
+    "ln2_post.hook_scale",
+    "hook_mlp_out",
+)
+"""Kinds of site in each block that tables are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, checked."""
+
+    ids: list[int]
+    """The prompt."""
+
+    edits: tuple[AbstractEdit, ...]
+    """Changes in its row."""
+
+    reading: Reading
+    """The number."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the requests of one pass have in common."""
+
+    saes: Mapping[str, SparseCoder]
+    """Given, by the site each one writes."""
+
+    hold: tuple[str, ...]
+    """Held constant in the backward pass."""
+
+    error: ErrorMode
+    """The splice's error term."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a pass found for one prompt."""
+
+    value: float
+    """The number."""
+
+    trace: Trace
+    """Its run, alone: one row, no padding."""
+
+    logits: Float[Tensor, " d_vocab"] | None
+    """Scores at the number's position, cap included, where the pass went so far."""
+
+    active: Mapping[str, Active]
+    """Active latents of SAEs that were not spliced in, by the site each one writes."""
+
+
+def run_pass(model: Model, jobs: Sequence[Job], how: How) -> list[tuple[Row, Row | None]]:
+    """(the edited row, the clean one where there are edits) of each job."""
+    rows: list[tuple[Job, bool]] = []
+    for job in jobs:
+        rows += [(job, True), (job, False)] if job.edits else [(job, True)]
+    clean_row = {id(job): row for row, (job, edited) in enumerate(rows) if not edited}
+    batch = pad([job.ids for job, _ in rows])
+    batch = TokenBatch(batch.tokens.to(model.device), batch.mask.to(model.device))
+    edits: list[AbstractEdit] = [
+        replace(edit, prompts=row)
+        for row, (job, edited) in enumerate(rows)
+        if edited
+        for edit in job.edits
+    ]
+    sites = recorded(model, jobs, how.saes)
+    held = [Detach(site) for site in model.held_sites(how.hold) if _upto(site, sites)]
+    spliced = _spliced(how, edits, sites)
+    settings: dict[int, BlockSetting] = {}
+    with torch.enable_grad():
+        plan = Plan((*edits, *held), tuple(sites), how.error, logits=False)
+        with noted(model.layout, settings):
+            trace = run_batch(model, batch, spliced, plan)
+        seen = Seen(model, trace.activations, trace.pre_activations, settings)
+        given = _given(seen, rows, clean_row)
+        values = [job.reading.of(seen, row, given[row]) for row, (job, _) in enumerate(rows)]
+        _check_finite(values, rows)
+        gradients = _gradients(torch.stack(values).sum(), trace.activations)
+    active = _active(trace, how.saes)
+    found = [
+        Row(
+            float(values[row].detach()) / job.reading.times,
+            _alone(trace, gradients, row, job=job, saes=how.saes),
+            _logits(seen, row, job.reading),
+            active[row],
+        )
+        for row, (job, _) in enumerate(rows)
+    ]
+    edited_rows = [row for row, (_, edited) in enumerate(rows) if edited]
+    return [
+        (found[row], found[clean_row[id(job)]] if job.edits else None)
+        for job, row in zip(jobs, edited_rows, strict=True)
+    ]
+
+
+def recorded(model: Model, jobs: Sequence[Job], saes: Mapping[str, SparseCoder]) -> list[str]:
+    """The sites that a pass records: what tables and readings need, up to the last reading."""
+    wanted = {site for job in jobs for reading in _chain(job.reading) for site in reading.sites}
+    wanted |= {reading.residual for job in jobs for reading in _chain(job.reading)}
+    last = max(parse_site(site).order for site in wanted)
+    base = [s for s in model.sites if s in ("hook_embed", "hook_pos_embed")]
+    base += [
+        site
+        for layer in range(model.n_layers)
+        for kind in _RECORDED
+        if (site := f"blocks.{layer}.{kind}") in model.sites
+    ]
+    base += [site for sae in saes.values() for site in (sae.site_in, sae.site_out)]
+    base += [edit.at for job in jobs for edit in job.edits]
+    sites = wanted | {site for site in base if parse_site(site).order <= last}
+    return sorted(sites, key=lambda site: parse_site(site).order)
+
+
+def _chain(reading: Reading) -> list[Reading]:
+    return [reading] if reading.downstream is None else [reading, reading.downstream]
+
+
+def _upto(site: str, sites: Sequence[str]) -> bool:
+    return parse_site(site).order <= parse_site(sites[-1]).order
+
+
+def _spliced(
+    how: How, edits: Sequence[AbstractEdit], sites: Sequence[str]
+) -> dict[str, SparseCoder]:
+    """The SAEs whose splice changes something."""
+    edited = {edit.at for edit in edits}
+    return {
+        site: sae
+        for site, sae in how.saes.items()
+        if _upto(site, sites) and (how.error != "attached" or site in edited)
+    }
+
+
+def check_edits(job: Job, saes: Mapping[str, SparseCoder], model: Model) -> None:
+    """Refuse edits that cannot change the number, or that name a batch's rows."""
+    last = max(parse_site(site).order for site in job.reading.sites)
+    for edit in job.edits:
+        if edit.prompts is not None:
+            raise GossamerError(
+                f"A request has one prompt, so its edit at {edit.at} takes no prompts=; leave it "
+                "out."
+            )
+        model.check_site(edit.at)
+        if parse_site(edit.at).order > last:
+            raise SiteError(
+                f"The edit at {edit.at} comes after what is explained, which is read at "
+                f"{job.reading.sites[0]}, and cannot change it; edit an earlier site."
+            )
+
+
+def _given(
+    seen: Seen, rows: Sequence[tuple[Job, bool]], clean_row: Mapping[int, int]
+) -> list[Tensor | None]:
+    """What each row's number is read along."""
+    given: list[Tensor | None] = [None] * len(rows)
+    totals, downstream = [], []
+    for row, (job, _) in enumerate(rows):
+        reading = job.reading
+        target = reading if reading.downstream is None else reading.downstream
+        if isinstance(target.direction, KL):
+            clean = clean_row.get(id(job), row)
+            with torch.no_grad():
+                logits = capped(seen.model, logits_at(seen, clean, target.position))
+                given[row] = logits.log_softmax(-1)
+        if reading.downstream is not None:
+            totals.append(reading.downstream.of(seen, row, given[row]))
+            downstream.append((row, reading.downstream.residual))
+    if totals:
+        sites = list(dict.fromkeys(site for _, site in downstream))
+        inputs = [seen.values[site] for site in sites]
+        found = torch.autograd.grad(
+            torch.stack(totals).sum(), inputs, retain_graph=True, allow_unused=True
+        )
+        by_site = dict(zip(sites, found, strict=True))
+        for row, site in downstream:
+            gradient = by_site[site]
+            given[row] = (
+                torch.zeros_like(seen.values[site][row]) if gradient is None else gradient[row]
+            )
+    return given
+
+
+def _check_finite(values: Sequence[Tensor], rows: Sequence[tuple[Job, bool]]) -> None:
+    for value, (job, edited) in zip(values, rows, strict=True):
+        if not bool(torch.isfinite(value.detach())):
+            raise GossamerError(
+                f"The model gave {float(value)} for {type(job.reading.direction).__name__}"
+                f"{' with these edits' if edited and job.edits else ''}, which is no finite "
+                "number; make the edits smaller, or run the model in float32."
+            )
+
+
+def _gradients(total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """∂ total / ∂ the value at each site; sites that total does not depend on are left out."""
+    if not total.requires_grad:
+        return {}
+    sites = [site for site, value in values.items() if value.requires_grad and _has_effect(site)]
+    found = torch.autograd.grad(total, [values[s] for s in sites], allow_unused=True)
+    return {s: g for s, g in zip(sites, found, strict=True) if g is not None}
+
+
+def _has_effect(site: str) -> bool:
+    """Whether a gradient at a site is of use; patterns, values and scales are read as values."""
+    return not site.endswith(("hook_pattern", "hook_v", "hook_scale"))
+
+
+def _alone(
+    trace: Trace,
+    gradients: Mapping[str, Tensor],
+    row: int,
+    *,
+    job: Job,
+    saes: Mapping[str, SparseCoder],
+) -> Trace:
+    """One row of a batch, without its padding, its graph let go."""
+    n = len(job.ids)
+
+    def cut(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {site: _cut(site, value, row, n) for site, value in values.items()}
+
+    gradients = dict(gradients)
+    if job.reading.residual not in gradients:
+        gradients[job.reading.residual] = torch.zeros_like(trace.activations[job.reading.residual])
+    return Trace(
+        trace.tokens[row : row + 1, :n],
+        trace.mask[row : row + 1, :n],
+        None,
+        cut(trace.activations),
+        cut(trace.latents),
+        cut(trace.pre_activations),
+        cut(trace.reconstructions),
+        cut(trace.errors),
+        trace.model,
+        saes,
+        cut(gradients),
+        job.reading.residual,
+    )
+
+
+def _cut(site: str, value: Tensor, row: int, n: int) -> Tensor:
+    value = value[row : row + 1].detach()
+    if parse_site(site).kind in ("attn.hook_pattern", "attn.hook_attn_scores"):
+        return value[:, :, :n, :n]
+    return value[:, :n]
+
+
+def _active(trace: Trace, saes: Mapping[str, SparseCoder]) -> list[dict[str, Active]]:
+    """Active latents of each row, every SAE encoding all rows at once."""
+    lengths = trace.mask.sum(-1)
+    ends = lengths.cumsum(0).tolist()
+    found: list[dict[str, Active]] = [{} for _ in ends]
+    for site, sae in saes.items():
+        there = {site, sae.site_in} <= trace.activations.keys()
+        if not there or site in trace.latents or not isinstance(sae, SAE):
+            continue
+        with torch.no_grad():
+            x = flat(trace.activations[sae.site_in])[trace.mask]
+            sparse = sae.encode_sparse(x)
+        for row, end in enumerate(ends):
+            start = end - int(lengths[row])
+            part = slice(int(sparse.offsets[start]), int(sparse.offsets[end]))
+            positions = sparse.rows[part] - start
+            found[row][site] = Active(positions, sparse.indices[part], sparse.values[part])
+    return found
+
+
+def _logits(seen: Seen, row: int, reading: Reading) -> Any:
+    """Scores at the number's position, where the final norm was seen."""
+    last = reading if reading.downstream is None else reading.downstream
+    if "ln_final.hook_normalized" not in last.sites:
+        return None
+    with torch.no_grad():
+        return capped(seen.model, logits_at(seen, row, last.position))
