@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gossamer.analysis.readings import capped
+from gossamer.analysis.logits import capped
 from gossamer.analysis.result import Analysis
 from gossamer.analysis.view import view_of
 from gossamer.errors import GossamerError, SiteError

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gossamer.analysis.directions import NodeValue, Through
-from gossamer.analysis.readings import Reading, Seen, at_position, read_before, reading
+from gossamer.analysis.reading import Reading, Seen, at_position, read_before
+from gossamer.analysis.readings import reading
 from gossamer.analysis.scalars import (
     AXES,
     TABLE,

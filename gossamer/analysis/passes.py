@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gossamer.analysis.directions import KL
-from gossamer.analysis.readings import Reading, Seen, capped, logits_at
+from gossamer.analysis.logits import capped, logits_at
+from gossamer.analysis.reading import Reading, Seen
 from gossamer.analysis.view import Active
 from gossamer.edits import AbstractEdit, Detach
 from gossamer.errors import GossamerError, SiteError

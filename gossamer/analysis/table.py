@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gossamer.analysis.directions import is_residual
-from gossamer.analysis.readings import Reading
+from gossamer.analysis.reading import Reading
 from gossamer.analysis.result import ColumnSum, TableRow
 from gossamer.analysis.scalars import TABLE, indices_of, is_upstream, node_ids, sae_sites, sites_of
 from gossamer.analysis.view import View
