@@ -178,10 +178,10 @@ def _latent_alone(view: View, node: NodeId) -> Float[Tensor, "pos width"]:
 def _unit_alone(view: View, node: NodeId) -> Float[Tensor, "pos width"]:
     """What a neuron, a head, or a head from one key writes at its site."""
     site, unit, position = node.site, int(node.unit), node.position
-    value = view.at(site)
-    kind = parse_site(site).kind
-    if kind not in ("mlp.hook_post", "attn.hook_z") or unit >= value.shape[1]:
+    writes = parse_site(site).kind in ("mlp.hook_post", "attn.hook_z")
+    if not writes or unit >= view.at(site).shape[1]:
         raise SiteError(f"{node} writes nothing into the stream; name a latent, neuron or head.")
+    value = view.at(site)
     alone = torch.zeros_like(value)
     alone[position, unit] = value[position, unit]
     if node.key_position is not None:
