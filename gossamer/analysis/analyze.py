@@ -18,6 +18,7 @@ from gossamer.analysis.table import Choice, Subject, check_cut, rows_named, tabl
 from gossamer.analysis.view import view_of
 from gossamer.analysis.words import described
 from gossamer.attribution.budget import free_memory
+from gossamer.attribution.targets import Logits
 from gossamer.edits import AbstractEdit
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.model import HOLDABLE, Model
@@ -38,8 +39,8 @@ class Request:
     """A text, token ids or chat messages."""
 
     target: Any = None
-    """A token, several, or a direction; None: the likeliest next token's logit. With `upstream`
-    through v, what the head's output is read along."""
+    """A token, several, or a direction; None: the likeliest next token's logit. With `upstream` it
+    goes with v alone: what the head's output is read along."""
 
     saes: Any = None
     """None, an SAE, several, or a mapping."""
@@ -146,7 +147,7 @@ def upstream(  # noqa: PLR0913  the public face, fixed by the design
         target=target,
         saes=saes,
         edits=edits,
-        upstream=Through(node, through, None if through != "v" else target),
+        upstream=Through(node, through),
         hold=hold,
         error=error,
         choice=Choice(top=top, cut=cut, pairs=pairs),
@@ -201,16 +202,25 @@ def prepared(model: Model, request: Request, coders: Mapping[str, SparseCoder]) 
     ids = model.tokenize(members[0], bos)
     check_prompt(ids, model.context_length, model.d_vocab)
     edits = (request.edits,) if isinstance(request.edits, AbstractEdit) else tuple(request.edits)
-    direction = request.upstream or _direction(request.target)
+    direction = _direction(request)
     job = Job(ids, edits, reading(model, coders, direction, len(ids), hold))
     check_edits(job, coders, model)
     return How(coders, hold, request.error), job
 
 
-def _direction(target: Any) -> Direction:
-    from gossamer.attribution.targets import Logits
-
-    return Logits() if target is None else as_direction(target)
+def _direction(request: Request) -> Direction:
+    """What is explained."""
+    upstream, target = request.upstream, request.target
+    if upstream is None:
+        return Logits() if target is None else as_direction(target)
+    if target is None:
+        return upstream
+    if upstream.route != "v" or upstream.downstream is not None:
+        raise GossamerError(
+            f"A trace through {upstream.route} explains {upstream.node}, so it takes no target "
+            "beside; leave that out."
+        )
+    return replace(upstream, downstream=target)
 
 
 def _analysis(  # noqa: PLR0917  what was asked, and what was found
@@ -229,8 +239,10 @@ def _analysis(  # noqa: PLR0917  what was asked, and what was found
         view = view_of(row.trace, known=row.active)
         subject = Subject(job.reading, row.value * job.reading.times, job.ids, tokens)
         cut, rows, sums = table(view, subject, request.choice)
-        beside = None
+        beside, estimate = None, None
         if clean is not None:
+            seen = view_of(clean.trace, known=clean.active)
+            estimate = estimated_change(seen, job.edits) / job.reading.times
             unedited = replace(job, edits=())
             beside = _analysis(model, request, unedited, (clean, None), how, cost)
 
@@ -244,9 +256,7 @@ def _analysis(  # noqa: PLR0917  what was asked, and what was found
         position=job.reading.position,
         value=row.value,
         clean_value=None if clean is None else clean.value,
-        estimate=None
-        if clean is None
-        else estimated_change(clean.trace, job.edits) / job.reading.times,
+        estimate=estimate,
         cut=cut,
         hold=how.hold,
         rows=rows,

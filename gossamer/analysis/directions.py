@@ -130,7 +130,7 @@ class Through:
     """The way into it."""
 
     downstream: Any = None
-    """For v: the direction that the head's output is read along."""
+    """For v: the direction that the head's output is read along; in a Request its target."""
 
     def __post_init__(self) -> None:
         if self.route not in get_args(Route):
@@ -157,11 +157,6 @@ class Through:
             raise SiteError(
                 f'"{self.node}" looks ahead: key {node.key_position} comes after query '
                 f"{node.position}, and attention there is exactly 0."
-            )
-        if self.route == "v" and self.downstream is None:
-            raise GossamerError(
-                'A trace through "v" asks what moves a head\'s output along a direction; give '
-                "that direction as target=, for example a token or NodeValue(node)."
             )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gossamer.analysis.directions import KL
 from gossamer.analysis.logits import capped, logits_at
-from gossamer.analysis.reading import Reading, Seen
+from gossamer.analysis.reading import Reading, Seen, at_position
 from gossamer.analysis.view import Active
-from gossamer.edits import AbstractEdit, Detach
+from gossamer.edits import AbstractEdit, Detach, indices_of
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import Model
@@ -112,7 +112,9 @@ def run_pass(model: Model, jobs: Sequence[Job], how: How) -> list[tuple[Row, Row
         given = _given(seen, rows, clean_row)
         values = [job.reading.of(seen, row, given[row]) for row, (job, _) in enumerate(rows)]
         _check_finite(values, rows)
-        gradients = _gradients(torch.stack(values).sum(), trace.activations)
+        edited_at = {edit.at for edit in edits}
+        wanted = [site for site in trace.activations if _has_effect(site) or site in edited_at]
+        gradients = _gradients(torch.stack(values).sum(), trace.activations, wanted)
     active = _active(trace, how.saes)
     found = [
         Row(
@@ -169,7 +171,8 @@ def _spliced(
 
 
 def check_edits(job: Job, saes: Mapping[str, SparseCoder], model: Model) -> None:
-    """Refuse edits that cannot change the number, or that name a batch's rows."""
+    """Refuse edits that cannot change the number, that name a batch's rows, or positions that the
+    prompt does not have: before a pass that others share."""
     last = max(parse_site(site).order for site in job.reading.sites)
     for edit in job.edits:
         if edit.prompts is not None:
@@ -182,6 +185,13 @@ def check_edits(job: Job, saes: Mapping[str, SparseCoder], model: Model) -> None
             raise SiteError(
                 f"The edit at {edit.at} comes after what is explained, which is read at "
                 f"{job.reading.sites[0]}, and cannot change it; edit an earlier site."
+            )
+        for position in (*indices_of(edit.positions), *indices_of(edit.keys)):
+            at_position(position, len(job.ids))
+        if edit.part is not None and edit.at not in saes:
+            raise SiteError(
+                f"An edit names the error at {edit.at}, where no SAE writes; SAEs write "
+                f"{', '.join(saes) or 'nowhere'} here."
             )
 
 
@@ -227,17 +237,19 @@ def _check_finite(values: Sequence[Tensor], rows: Sequence[tuple[Job, bool]]) ->
             )
 
 
-def _gradients(total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(
+    total: Tensor, values: Mapping[str, Tensor], wanted: Sequence[str]
+) -> dict[str, Tensor]:
     """∂ total / ∂ the value at each site; sites that total does not depend on are left out."""
     if not total.requires_grad:
         return {}
-    sites = [site for site, value in values.items() if value.requires_grad and _has_effect(site)]
+    sites = [site for site in wanted if values[site].requires_grad]
     found = torch.autograd.grad(total, [values[s] for s in sites], allow_unused=True)
     return {s: g for s, g in zip(sites, found, strict=True) if g is not None}
 
 
 def _has_effect(site: str) -> bool:
-    """Whether a gradient at a site is of use; patterns, values and scales are read as values."""
+    """Whether tables need a gradient at a site; patterns, values and scales are read as values."""
     return not site.endswith(("hook_pattern", "hook_v", "hook_scale"))
 
 

@@ -24,7 +24,7 @@ from gossamer.analysis.reading import (
     constant,
     read_before,
 )
-from gossamer.errors import ShapeError, SiteError
+from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_node, parse_site
@@ -56,6 +56,11 @@ def reading(  # noqa: PLR0917  what is read, and in which run
             return _renamed(found, direction)
         along = None
         if direction.route == "v":
+            if direction.downstream is None:
+                raise GossamerError(
+                    'A trace through "v" asks what moves a head\'s output along a direction; give '
+                    "that direction as target=, for example a token or NodeValue(node)."
+                )
             along = reading(model, saes, as_direction(direction.downstream), n, hold)
         return of_head(model, direction, n, hold, along)
     return of_logits(model, direction, n, hold)

@@ -98,7 +98,7 @@ def reduced(view: View, whole: Scalars, names: Sequence[str]) -> Scalars:
             return Scalars(whole.kind, whole.metric, whole.site, (), values.sum())
         index, kept = (whole.positions, "pos") if "unit" in names else (whole.units, "unit")
         assert index is not None
-        size = view.n if kept == "pos" else _d_sae(view, whole.site)
+        size = view.n if kept == "pos" else view.d_sae(whole.site)
         summed = values.new_zeros(size).index_add(0, index, values)
         return Scalars(whole.kind, whole.metric, whole.site, (kept,), summed)
     places = [axes.index(name) for name in names]
@@ -356,8 +356,3 @@ def _moved(
         if name.endswith("_post.hook_scale")
     }
     return out(view.model.layout, local, site, rows)
-
-
-def _d_sae(view: View, site: str) -> int:
-    sae = view.saes[site]
-    return getattr(sae, "d_sae", 0) or sae.encode(view.read_by(site)[:1]).shape[-1]

@@ -109,6 +109,10 @@ class View:
         """What the SAE that writes `site` reads."""
         return flat(self.at(self.saes[site].site_in)[None])[0]
 
+    def d_sae(self, site: str) -> int:
+        """How many latents the SAE that writes `site` has."""
+        return _d_sae(self.saes[site], self.read_by(site))
+
     def rows(self, site: str) -> Iterator[tuple[slice, Float[Tensor, "n width"]]]:
         """What the active latents write at `site` per unit of activation, some at a time."""
         active, sae = self.active(site), self.saes[site]

@@ -106,9 +106,9 @@ def _request(prompt: str, saes: Any, options: dict[str, Any]) -> "Request":
     from gossamer.analysis.analyze import Request
     from gossamer.analysis.directions import Through
     from gossamer.analysis.table import Choice
-    from gossamer.edits import Ablate, Set
+    from gossamer.edits import Ablate, AbstractEdit, Set
 
-    edits = [Ablate(node) for node in options["ablate"]]
+    edits: list[AbstractEdit] = [Ablate(node) for node in options["ablate"]]
     for text in options["settings"]:
         node, _, number = text.rpartition("=")
         try:
@@ -120,8 +120,7 @@ def _request(prompt: str, saes: Any, options: dict[str, Any]) -> "Request":
     target = _target(options)
     upstream = None
     if options["upstream"] is not None:
-        along = (target or 0) if options["through"] != "v" else target
-        upstream = Through(options["upstream"], options["through"], along)
+        upstream = Through(options["upstream"], options["through"])
     hold = [] if options["hold"] == "none" else options["hold"].split(",")
     return Request(
         prompt=prompt.replace("\\n", "\n"),
@@ -162,7 +161,8 @@ def _target(options: dict[str, Any]) -> Any:
     if not tokens:
         if kind != "logit":
             raise GossamerError(f"--direction {kind} is of tokens; name them with --target.")
-        return Logits(position=position)
+        traced = options["upstream"] is not None and options["through"] != "v"
+        return None if traced else Logits(position=position)
     named = {
         "logit": Logits,
         "minus-mean": directions.LogitMinusMean,
