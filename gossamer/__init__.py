@@ -1,6 +1,6 @@
 """Gossamer finds, measures and verifies sparse circuits in language models."""
 
-from gossamer.activations import Store, as_source, harvest
+from gossamer.activations import Means, Store, as_source, harvest, means
 from gossamer.analysis.analyze import Request, analyze, analyze_batch, upstream
 from gossamer.analysis.compare import Comparison, compare
 from gossamer.analysis.derived import scalars
@@ -91,6 +91,7 @@ __all__ = [
     "LogitMinusMean",
     "Logits",
     "MLP",
+    "Means",
     "MeasuredEdge",
     "Model",
     "NewToken",
@@ -141,6 +142,7 @@ __all__ = [
     "load_saes",
     "logit_lens",
     "logit_table",
+    "means",
     "measure",
     "measure_jacobian",
     "mlp_jacobian",

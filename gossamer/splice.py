@@ -5,20 +5,21 @@ x what the SAE reads, y the value it writes over, f₀ = encode(x), and f = f₀
 
     reconstruction = decode(f, x)      error = y − decode(f₀, x)      value = reconstruction + error
 
-so without edits the value is y. `error` says what the error term is: "attached" (as above:
-gradients upstream are those of the model without SAEs), "detached" (the same numbers, no gradient),
-"frozen" (the numbers of the clean run, whatever is edited), "dropped" (zero).
+so without edits the value is y. Edits of the error change it right before it is added. `error` says
+what the error term is: "attached" (as above: gradients upstream are those of the model without
+SAEs), "detached" (the same numbers, no gradient), "frozen" (the numbers of the clean run, whatever
+is edited), "dropped" (zero).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gossamer.edits import AbstractEdit, apply_edits
+from gossamer.edits import AbstractEdit, apply_edits, resolved
 from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.models.prompts import Prompt, TokenBatch, as_prompts
@@ -56,7 +57,7 @@ class Trace:
     """(batch, pos, d_out) decoded from the latents after edits, by the site the SAE writes."""
 
     errors: dict[str, Tensor] = field(default_factory=dict)
-    """(batch, pos, d_out) error term as it was added, by the site the SAE writes."""
+    """(batch, pos, d_out) error term as it was added, after edits, by the site the SAE writes."""
 
     model: Model | None = None
     """What ran."""
@@ -211,13 +212,8 @@ def run_batch(
     model: Model, batch: TokenBatch, saes: Mapping[str, SparseCoder], plan: Plan = Plan()
 ) -> Trace:
     """`run` on tokens that are padded and checked already."""
-    for edit in plan.edits:
-        model.check_site(edit.at)
-        if edit.latents is not None and edit.at not in saes:
-            raise SiteError(
-                f"An edit names latents at {edit.at}, where no SAE is spliced; SAEs write "
-                f"{', '.join(saes) or 'nowhere'} here. Pass the SAE in saes=, or edit the site."
-            )
+    plan = replace(plan, edits=resolved(plan.edits, saes))
+    _check_edits(model, plan, saes)
     clean_errors = _clean_errors(model, batch, saes) if plan.error == "frozen" else {}
     splicer = _Splicer(batch, saes, plan, clean_errors, Trace(batch.tokens, batch.mask, None))
     sites = {*plan.record, *(edit.at for edit in plan.edits)}
@@ -242,6 +238,23 @@ def run_batch(
         model,
         saes,
     )
+
+
+def _check_edits(model: Model, plan: Plan, saes: Mapping[str, SparseCoder]) -> None:
+    """Refuse edits at sites the model does not have, or of SAEs that are not there."""
+    for edit in plan.edits:
+        model.check_site(edit.at)
+        if (edit.latents is not None or edit.part is not None) and edit.at not in saes:
+            what = "latents" if edit.part is None else "the error"
+            raise SiteError(
+                f"An edit names {what} at {edit.at}, where no SAE is spliced; SAEs write "
+                f"{', '.join(saes) or 'nowhere'} here. Pass the SAE in saes=, or edit the site."
+            )
+        if edit.part is not None and plan.error == "dropped":
+            raise SiteError(
+                f'An edit names the error at {edit.at}, and error="dropped" leaves errors out. '
+                "Take another of attached, detached and frozen."
+            )
 
 
 def _forward_order(site: str) -> tuple[int, int, int]:
@@ -289,14 +302,14 @@ class _Splicer:
 
     def tap(self, site: str) -> Tap:
         """Edit → splice → let transcoders read → record."""
-        value_edits = [e for e in self.plan.edits if e.at == site and e.latents is None]
+        value_edits = self.edits(site, "value")
         writer = self.saes.get(site)
         readers = [sae for sae in self.saes.values() if sae.site_in == site and sae is not writer]
 
         def at_site(value: Tensor) -> Tensor:
             if site == "hook_embed" and torch.is_grad_enabled():
                 value = value.detach().requires_grad_()  # where every gradient of this run ends
-            value = apply_edits(value_edits, value, self.batch.positions, self.batch.mask)
+            value = self.edited(value_edits, value)
             if writer is not None:
                 if writer.site_in == site:
                     self.read(writer, flat(value))
@@ -323,8 +336,7 @@ class _Splicer:
         else:
             unedited = sae.encode(x)
             latents = unedited.view_as(unedited)
-        edits = [e for e in self.plan.edits if e.at == site and e.latents is not None]
-        latents = apply_edits(edits, latents, self.batch.positions, self.batch.mask)
+        latents = self.edited(self.edits(site, "latents"), latents)
         self.keep(self.trace.latents, site, latents)
         self.reads[site] = _Read(x, unedited, latents)
 
@@ -344,13 +356,31 @@ class _Splicer:
             error = y - unedited
         if self.plan.error != "attached":
             error = error.detach().requires_grad_(torch.is_grad_enabled())
+        unedited_error = error
+        error = self.edited(self.edits(site, "error"), error)
         self.keep(self.trace.errors, site, error)
         value = reconstruction + error
         if unedited is not None:
-            # The same sum without its rounding: exactly y where no latent was edited.
-            exact = (y + (reconstruction - unedited)).detach()
-            value = exact + (value - value.detach())
+            # The same sum without its rounding: exactly y where nothing was edited, and exactly
+            # the reconstruction where the error was taken away.
+            exact = y + (reconstruction - unedited)
+            if error is not unedited_error:
+                exact = torch.where(error == unedited_error, exact, value)
+            value = exact.detach() + (value - value.detach())
         return value.to(y.dtype)  # an SAE may be of a wider type than its model
+
+    def edits(self, site: str, part: str) -> list[AbstractEdit]:
+        """Those of a site's "value", its SAE's "latents", or its "error"."""
+        return [
+            edit
+            for edit in self.plan.edits
+            if edit.at == site
+            and part == (edit.part or ("value" if edit.latents is None else "latents"))
+        ]
+
+    def edited(self, edits: Sequence[AbstractEdit], value: Tensor) -> Tensor:
+        """A value after some edits."""
+        return apply_edits(edits, value, self.batch.positions, self.batch.mask)
 
     def keep(self, where: dict[str, Tensor], site: str, value: Tensor) -> None:
         """Record a tensor, on the device that was asked for."""

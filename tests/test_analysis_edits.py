@@ -33,6 +33,7 @@ def edits_of(model: gossamer.Model, size: float) -> dict[str, AbstractEdit]:
         "neuron": gossamer.Scale("blocks.0.mlp.hook_post/3@4", 1 + size),
         "head": gossamer.Scale("blocks.2.attn.hook_z/1@5", 1 + size),
         "pair": gossamer.Scale("blocks.2.attn.hook_z/1@5<-3", 1 + size),
+        "score": gossamer.Scale("blocks.1.attn.hook_attn_scores", 1 + size, units=2, positions=4),
         "latents": gossamer.Scale("blocks.1.hook_resid_pre", 1 + size, latents=list(range(20))),
         "attention latents": gossamer.Scale(
             "blocks.1.hook_attn_out", 1 + size, latents=list(range(20)), positions=[2, 5]

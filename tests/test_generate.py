@@ -23,7 +23,10 @@ from tests.tiny_saes import D_SAE, OwnSAE, tiny_sae
 
 N_NEW = 5  # with LONG three times the sliding window of the tiny models
 END = "blocks.2.hook_resid_post"
+POST, Z = "blocks.1.mlp.hook_post", "blocks.1.attn.hook_z"
+PATTERN = "blocks.1.attn.hook_pattern"
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+VECTOR = torch.linspace(-1, 2, 16)
 
 EDITS: dict[str, Any] = {
     "every token": lambda: [Set(MIDDLE, 3.0, latents=[4, 7]), Scale(END, -2.0)],
@@ -38,8 +41,17 @@ EDITS: dict[str, Any] = {
     "values": lambda: Scale("blocks.1.attn.hook_v", -2.0),
     "pattern": lambda: Scale("blocks.0.attn.hook_pattern", 0.5),
     "logits": lambda: Scale("logits", 0.5, positions=[8]),
+    "neurons": lambda: [Scale(POST, 3.0, units=[1, 5]), Ablate(f"{POST}/2@8")],
+    "some heads": lambda: [Ablate(f"{Z}/2@9"), Scale("blocks.1.attn.hook_q", 2.0, units=1)],
+    "error": lambda: [Scale(MIDDLE, 3.0, part="error"), Ablate(f"{MIDDLE}/error@8")],
+    "along": lambda: Ablate(END, along=torch.arange(16) - 3.5),
+    "key head": lambda: Scale("blocks.1.attn.hook_k", 2.0, units=1),
+    "weights": lambda: [Ablate(f"{Z}/2@9<-4"), Ablate(PATTERN, units=1, keys=[2, 8])],
+    "newest weights": lambda: Scale(PATTERN, 0.5, units=[0, 3], positions=-1, keys=[-1, -3]),
+    "scores": lambda: Set("blocks.0.attn.hook_attn_scores", 1.0, units=2, keys=3),
 }
 RERUN = {"newest", "mixed", "keys", "values", "pattern"}
+RERUN |= {"key head", "weights", "newest weights", "scores"}
 
 
 def spliced(family: str) -> dict[str, Any]:
@@ -266,6 +278,22 @@ def test_own_coders_and_patches_of_one_vector() -> None:
     check_steps(found, distributions(model, found, coder, edits))
 
 
+def test_a_number_in_an_id_is_a_latent_where_an_sae_is() -> None:
+    model = tiny_model("gpt2")
+    sae = tiny_sae("topk", Z, 16)
+    edit = Set(f"{Z}/2@8", 5.0)
+    for saes, same in (
+        (sae, Set(Z, 5.0, latents=2, positions=8)),
+        (None, Set(Z, 5.0, units=2, positions=8)),
+    ):
+        found = one(model, LONG, saes, edit, 4, stop=())
+        expected = one(model, LONG, saes, same, 4, stop=())
+        assert torch.equal(found.probabilities, expected.probabilities)
+        check_steps(found, distributions(model, found, saes, edit))
+        assert found.unedited is not None
+        assert not torch.allclose(found.probabilities, found.unedited.probabilities)
+
+
 def test_nothing_of_the_model_is_changed() -> None:
     language_model = tiny_language_model("gemma3")
     model = Model(language_model)
@@ -318,6 +346,37 @@ def test_rotations_that_depend_on_the_length_are_run_again() -> None:
         ({"edits": Set(MIDDLE, torch.zeros(7, 16))}, ShapeError, r"\(7, 16\), one for each"),
         ({"edits": Set(MIDDLE, torch.zeros(15))}, ShapeError, "does not broadcast"),
         ({"edits": Set("blocks.0.attn.hook_pattern", torch.ones(7))}, ShapeError, "a text grows"),
+        ({"edits": Ablate(PATTERN, keys=10)}, PromptError, r"Position 10 never comes.*0\.\.9 are"),
+        ({"edits": Ablate(f"{Z}/1@8<-9")}, PromptError, "Key 9 lies after query 8 when .* 10 tok"),
+        ({"edits": Ablate(PATTERN, positions=8, keys=-1)}, PromptError, "Key 9 lies after query 8"),
+        (
+            {"edits": Ablate(PATTERN, positions=3, keys=-1), "n_tokens": 1},
+            PromptError,
+            "Key 6 lies",
+        ),
+        ({"edits": Ablate(POST, units=64)}, SiteError, "64 is not a neuron"),
+        ({"edits": Ablate(f"{Z}/4@9")}, SiteError, "4 is not a head"),
+        ({"edits": Ablate(f"{Z}/4@9<-1")}, SiteError, "4 is not a head"),
+        ({"edits": Ablate(END, part="error")}, SiteError, "names the error at .*no SAE is spliced"),
+        (
+            {"edits": Ablate(MIDDLE, part="error"), "error": "dropped"},
+            SiteError,
+            "leaves errors out",
+        ),
+        ({"edits": Ablate(END, along=torch.ones(3))}, ShapeError, "along has width 3"),
+        (
+            {"edits": Set(END, torch.ones(7, 1), along=VECTOR)},
+            ShapeError,
+            r"\(7, 1\), one for each",
+        ),
+        ({"edits": Set(Z, torch.ones(7, 4, 4), units=1)}, ShapeError, "a text grows"),
+        ({"edits": Set(PATTERN, torch.ones(7), keys=1)}, ShapeError, "a text grows"),
+        ({"edits": Set(MIDDLE, torch.ones(7, 16), part="error")}, ShapeError, "a text grows"),
+        (
+            {"edits": Patch(MIDDLE, torch.ones(1, 1, 16), positions=3, from_positions=0)},
+            ShapeError,
+            "a text grows",
+        ),
         ({"edits": Scale(MIDDLE, float("inf"))}, GossamerError, "no finite probabilities"),
     ],
 )
@@ -330,7 +389,15 @@ def test_mistakes_end_in_a_sentence(arguments: dict[str, Any], kind: Any, said: 
 def test_a_trace_is_no_source_for_a_growing_text() -> None:
     model, sae = tiny_model("gpt2"), tiny_sae("topk", MIDDLE, 16)
     trace = run(model, LONG, sae, record=MIDDLE)
-    for edit in (Patch(MIDDLE, trace), Patch(MIDDLE, trace, latents=[1])):
+    heads = run(model, LONG[:1], sae, record=[Z, POST])
+    for edit in (
+        Patch(MIDDLE, trace),
+        Patch(MIDDLE, trace, latents=[1]),
+        Patch(MIDDLE, trace, part="error"),
+        Patch(MIDDLE, trace, along=VECTOR),
+        Patch(Z, heads, units=1),
+        Patch(f"{POST}/1@9", heads),
+    ):
         with pytest.raises(ShapeError, match="Give one value for all tokens"):
             generate(model, LONG, sae, edit, 4)
     with pytest.raises(SiteError, match="has no activations at blocks.2"):

@@ -43,6 +43,26 @@ def test_json_has_the_functions_own_numbers(files: list[str]) -> None:
     assert len(printed["tokens"]) == len(printed["unedited"]["tokens"]) == 6
 
 
+def test_heads_weights_and_errors_are_ablated(files: list[str]) -> None:
+    """Those that are no SAE's need none."""
+    nodes = ["blocks.0.attn.hook_z/1", "blocks.1.attn.hook_z/0@2<-1", "blocks.0.mlp.hook_post/3@1"]
+    named = [word for node in nodes for word in ("--ablate", node)]
+    printed = json.loads(
+        invoke("generate", "a cat", *files[:2], *named, "--n-tokens", "4", "--json").stdout
+    )
+    edits = [gossamer.Ablate("blocks.0.attn.hook_z", units=1), *map(gossamer.Ablate, nodes[1:])]
+    model, saes = gossamer.load_model(files[1]), gossamer.load_saes(files[3])
+    found = gossamer.generate(model, "a cat", None, edits, 4)
+    assert isinstance(found, gossamer.Generation)
+    assert printed == json.loads(json.dumps(found.to_dict()))
+    named = ["--ablate", f"{FIRST}/error", "--ablate", f"{FIRST}/error@0", "--n-tokens", "4"]
+    printed = json.loads(invoke("generate", "a cat", *files, *named, "--json").stdout)
+    edit = gossamer.Ablate(FIRST, part="error")
+    found = gossamer.generate(model, "a cat", saes, edit, 4)
+    assert isinstance(found, gossamer.Generation)
+    assert printed == json.loads(json.dumps(found.to_dict()))
+
+
 def test_texts_and_table_for_people(files: list[str]) -> None:
     edited = ["--steer", f"{FIRST}/3=30", "--n-tokens", "3", "--table"]
     shown = invoke("generate", "a\\ncat", *files, *edited).stdout
@@ -71,8 +91,10 @@ def test_the_text_ends_after_a_stop(files: list[str]) -> None:
         (["--steer", "blocks.0.hook_resid_pr/1=2"], "blocks.0.hook_resid_pre"),
         (["--steer", "blocks.0.hook_mlp_out/1=2"], "where no SAE is spliced"),
         (["--steer", f"{FIRST}/20=2"], "20 is not a latent"),
-        (["--ablate", FIRST], "--ablate takes SITE/LATENT"),
-        (["--ablate", f"{FIRST}/error@1"], "--ablate takes SITE/LATENT"),
+        (["--ablate", FIRST], "--ablate takes SITE/UNIT"),
+        (["--ablate", f"{FIRST}/bias@1"], "--ablate takes SITE/UNIT"),
+        (["--ablate", "blocks.0.attn.hook_z/9"], "9 is not a head of blocks.0.attn.hook_z"),
+        (["--ablate", "blocks.0.attn.hook_z/1@1<-2"], "Key 2 lies after query 1"),
         (["--ablate", f"{FIRST}/1@40"], "Position 40 never comes"),
         (["--n-tokens", "40"], "more than the model's context of 32"),
         (["--n-tokens", "0"], "--n-tokens"),

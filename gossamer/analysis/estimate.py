@@ -39,7 +39,9 @@ def _change(edits: Sequence[AbstractEdit], value: Float[Tensor, "*shape"]) -> Te
     n = value.shape[-1] if edits[0].at.endswith(PATTERNS) else len(value)
     positions = torch.arange(n, device=value.device)[None]
     mask = torch.ones_like(positions, dtype=torch.bool)
-    return (apply_edits(edits, value[None], positions, mask)[0] - value).detach()
+    edited = apply_edits(edits, value[None], positions, mask)[0]
+    # Scores that a query does not see are −∞ before and after.
+    return torch.where(edited == value, 0, edited - value).detach()
 
 
 def _of_latents(

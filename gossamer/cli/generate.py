@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "--ablate",
     multiple=True,
     metavar="NODE",
-    help="Set to zero: SITE/LATENT at every token, SITE/LATENT@POSITION at one (repeatable).",
+    help="Set to zero: SITE/UNIT at every token, SITE/UNIT@POSITION at one; a latent where an SAE "
+    "is, else a neuron or head; or error. HEAD@QUERY<-KEY: one weight (repeatable).",
 )
 @click.option("--n-tokens", default=40, show_default=True, type=click.IntRange(min=1))
 @click.option(
@@ -62,6 +63,7 @@ def generate_command(prompt: str, model_name: str, saes_name: str | None, **opti
     Examples:
       gossamer generate "def read(self, path):\\n    " --steer blocks.2.hook_resid_pre/1740=20
       gossamer generate "import " --ablate blocks.1.hook_resid_pre/7 --temperature 0.8 --table
+      gossamer generate "def f(" --ablate "blocks.2.attn.hook_z/0@3<-1"
     """
     from tqdm import tqdm
 
@@ -71,9 +73,10 @@ def generate_command(prompt: str, model_name: str, saes_name: str | None, **opti
 
     edits = [*map(_steered, options["steer"]), *map(_ablated, options["ablate"])]
     model = load_model(model_name)
-    wanted = bool(edits) or saes_name is not None or options["error"] == "dropped"
+    of_saes = any(edit.units is None and edit.keys is None for edit in edits)
+    wanted = of_saes or saes_name is not None or options["error"] == "dropped"
     saes = load_saes(saes_name or model_name) if wanted else None
-    total = options["n_tokens"] * (2 if wanted else 1)
+    total = options["n_tokens"] * (2 if wanted or edits else 1)
     with tqdm(total=total, unit="token", leave=False, disable=not sys.stderr.isatty()) as bar:
         found = generate(
             model,
@@ -101,7 +104,7 @@ def generate_command(prompt: str, model_name: str, saes_name: str | None, **opti
 
 def _steered(text: str) -> "AbstractEdit":
     """SITE/LATENT=VALUE as an edit."""
-    from gossamer.edits import Set
+    from gossamer.edits import Set, unit_fields
 
     match = re.fullmatch(r"([^/@=]+)/([0-9]{1,9})=(.+)", text)
     try:
@@ -113,20 +116,23 @@ def _steered(text: str) -> "AbstractEdit":
             "--steer takes SITE/LATENT=VALUE such as blocks.2.hook_resid_pre/1740=20, got "
             f'"{text}".'
         )
-    return Set(match[1], value, latents=int(match[2]))
+    return Set(match[1], value, **unit_fields(match[1], int(match[2])))
 
 
 def _ablated(text: str) -> "AbstractEdit":
-    """SITE/LATENT, or SITE/LATENT@POSITION, as an edit."""
-    from gossamer.edits import Ablate
+    """SITE/UNIT, or a node's id, as an edit."""
+    from gossamer.edits import Ablate, unit_fields
 
-    match = re.fullmatch(r"([^/@=]+)/([0-9]{1,9})(@[0-9]{1,9})?", text)
+    match = re.fullmatch(r"([^/@=]+)/([0-9]{1,9}|error)(@[0-9]{1,9}(<-[0-9]{1,9})?)?", text)
     if match is None:
         raise GossamerError(
-            "--ablate takes SITE/LATENT or SITE/LATENT@POSITION such as "
-            f'blocks.2.hook_resid_pre/1740@3, got "{text}".'
+            "--ablate takes SITE/UNIT or SITE/UNIT@POSITION such as "
+            f'blocks.2.hook_resid_pre/1740@3, the unit a number or error, got "{text}".'
         )
-    return Ablate(text) if match[3] else Ablate(match[1], latents=int(match[2]))
+    if match[3]:
+        return Ablate(text)
+    unit = match[2] if match[2] == "error" else int(match[2])
+    return Ablate(match[1], **unit_fields(match[1], unit))
 
 
 def _print_texts(prompt: str, found: "Generation") -> None:

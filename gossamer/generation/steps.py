@@ -7,7 +7,7 @@ token is given does not change as the text grows: `can_continue` says where.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gossamer.edits import (
+    PATTERNS,
     Ablate,
     AbstractEdit,
     Detach,
     Patch,
-    Recorded,
     Scale,
     Set,
     Steer,
     chosen_indices,
+    indices_of,
+    resolved,
 )
-from gossamer.errors import PromptError, ShapeError
+from gossamer.errors import PromptError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
 from gossamer.saes.sae import SparseCoder
@@ -36,10 +38,7 @@ from gossamer.splice import Plan, run_batch
 Step = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch d_vocab"]]
 """Given all tokens so far, the logits of the next one."""
 
-_SEE_KEYS = (
-    *("attn.hook_k", "attn.hook_rot_k", "attn.hook_v"),
-    *("attn.hook_attn_scores", "attn.hook_pattern"),
-)
+_SEE_KEYS = ("attn.hook_k", "attn.hook_rot_k", "attn.hook_v", *PATTERNS)
 """Sites whose values may run over every token so far, not the new one alone: between the cache of
 keys and values and the sum over them."""
 
@@ -70,7 +69,7 @@ def continued(model: Model, saes: Mapping[str, SparseCoder], plan: Plan) -> Step
             edits = tuple(
                 replace(edit, positions=None)
                 for edit in plan.edits
-                if edit.positions is None or length - 1 in positions_of(edit)
+                if edit.positions is None or length - 1 in indices_of(edit.positions)
             )
         with _after(model, cache, n_seen):
             logits = _last_logits(model, tokens[:, n_seen:], saes, replace(plan, edits=edits))
@@ -89,7 +88,7 @@ def can_continue(model: Model, saes: Mapping[str, SparseCoder], plan: Plan) -> b
         plan.error != "frozen"  # which takes the clean run of the whole text
         and not any(parse_site(site).kind in _SEE_KEYS for site in sites)
         and all(isinstance(edit, known) for edit in plan.edits)
-        and not any(position < 0 for edit in plan.edits for position in positions_of(edit))
+        and not any(p < 0 for edit in plan.edits for p in indices_of(edit.positions))
         and not _rotates_by_length(model)
     )
 
@@ -97,19 +96,16 @@ def can_continue(model: Model, saes: Mapping[str, SparseCoder], plan: Plan) -> b
 def needed(
     saes: Mapping[str, SparseCoder], edits: Sequence[AbstractEdit], error: str
 ) -> dict[str, SparseCoder]:
-    """The SAEs that can change a number: with its error recomputed, one whose latents nobody edits
-    writes exactly what it finds."""
-    edited = {edit.at for edit in edits if edit.latents is not None}
+    """The SAEs that can change a number: with its error recomputed, one whose latents and error
+    nobody edits writes exactly what it finds."""
+    edited = {
+        edit.at
+        for edit in resolved(edits, saes)
+        if edit.latents is not None or edit.part is not None
+    }
     if error not in ("attached", "detached") or not edited <= saes.keys():
         return dict(saes)  # where an edit finds no SAE, the run says which there are
     return {site: sae for site, sae in saes.items() if site in edited}
-
-
-def positions_of(edit: AbstractEdit) -> list[int]:
-    """The positions an edit names; none when it acts on all."""
-    if edit.positions is None:
-        return []
-    return [edit.positions] if isinstance(edit.positions, int) else list(edit.positions)
 
 
 def for_rows(edit: AbstractEdit, rows: Sequence[int]) -> AbstractEdit:
@@ -124,40 +120,74 @@ def check_edits(edits: Sequence[AbstractEdit], lengths: Sequence[int], n_tokens:
     """Refuse what has no meaning while a text grows: positions that never come, values that belong
     to the positions of another run."""
     for edit in edits:
-        if not isinstance(edit.positions, int | Sequence | None):
-            raise PromptError(
-                f"positions of an edit are a number, several, or None for all, got "
-                f"{edit.positions!r}. A range is written range(3, 9)."
-            )
         rows = range(len(lengths))
         if edit.prompts is not None:
             rows = chosen_indices(edit.prompts, len(lengths), "prompt of this batch")
-        for row in rows:
-            last = lengths[row] + n_tokens - 2  # the last new token is not run
-            for position in positions_of(edit):
-                if not -lengths[row] <= position <= last:
-                    raise PromptError(
-                        f"Position {position} never comes: prompt {row} has {lengths[row]} tokens, "
-                        f"and with {n_tokens} new ones positions 0..{last} are run "
-                        f"(negative from the current end, down to -{lengths[row]})."
-                    )
+        for name in ("positions", "keys"):
+            named = getattr(edit, name)
+            if not isinstance(named, int | Sequence | None):
+                raise PromptError(
+                    f"{name} of an edit are a number, several, or None for all, got "
+                    f"{named!r}. A range is written range(3, 9)."
+                )
+            for row in rows:
+                _check_comes(indices_of(named), row, lengths[row], n_tokens)
+        if edit.keys is not None and edit.positions is not None:
+            for row in rows:
+                _check_seen(edit, row, lengths[row], n_tokens)
         _check_value(edit)
+
+
+def _check_comes(positions: Sequence[int], row: int, length: int, n_tokens: int) -> None:
+    last = length + n_tokens - 2  # the last new token is not run
+    for position in positions:
+        if not -length <= position <= last:
+            raise PromptError(
+                f"Position {position} never comes: prompt {row} has {length} tokens, "
+                f"and with {n_tokens} new ones positions 0..{last} are run "
+                f"(negative from the current end, down to -{length})."
+            )
+
+
+def _check_seen(edit: AbstractEdit, row: int, length: int, n_tokens: int) -> None:
+    """Refuse a key after its query now, not at the step at which both are there."""
+    for now in range(length, length + n_tokens):
+        queries, keys = (
+            [p % now if p < 0 else p for p in indices_of(named) if p < now]
+            for named in (edit.positions, edit.keys)
+        )
+        if queries and keys and max(keys) > min(queries):
+            raise PromptError(
+                f"Key {max(keys)} lies after query {min(queries)} when prompt {row} has grown to "
+                f"{now} tokens; name keys up to each query, or leave positions out for every query "
+                "that sees the key."
+            )
 
 
 def _check_value(edit: AbstractEdit) -> None:
     """A value is one for every token the edit acts on."""
+    is_paired = isinstance(edit, Patch) and edit.from_positions is not None
     shape = _given_shape(edit)
-    kind = parse_site(edit.at).kind
-    n_axes = 1
-    if edit.latents is None and kind.startswith("attn.hook_"):
-        n_axes = 0 if kind in ("attn.hook_attn_scores", "attn.hook_pattern") else 2
-    if any(size != 1 for size in shape[: max(len(shape) - n_axes, 0)]):
-        where = "latents" if edit.latents is not None else "activations"
+    of_tokens = shape[: max(len(shape) - _n_axes(edit), 0)]
+    is_trace = isinstance(edit, Patch) and not isinstance(edit.source, Tensor) and len(of_tokens)
+    if is_paired or is_trace or any(size != 1 for size in of_tokens):
+        where = "errors" if edit.part else "activations" if edit.latents is None else "latents"
         raise ShapeError(
             f"{type(edit).__name__} at {edit.at} has values of shape {shape}, one for each prompt "
             "or position, but a text grows. Give one value for all tokens the edit acts on, such "
             f'as Set("{edit.at}", trace.{where}["{edit.at}"][0, 3], positions=3).'
         )
+
+
+def _n_axes(edit: AbstractEdit) -> int:
+    """Axes of one token's value: what comes after batch and position."""
+    kind = parse_site(edit.at).kind
+    is_coordinate = edit.along is not None and not isinstance(edit, Patch)
+    if edit.part is not None or is_coordinate or not kind.startswith("attn.hook_"):
+        return 1
+    if edit.latents is not None and edit.units is None:
+        return 1
+    return 0 if kind in PATTERNS else 2
 
 
 def _given_shape(edit: AbstractEdit) -> tuple[int, ...]:
@@ -169,19 +199,25 @@ def _given_shape(edit: AbstractEdit) -> tuple[int, ...]:
             given = edit.direction
         case Patch(source=Tensor() as source):
             given = source
-        case Patch(source=Recorded() as source):
-            values = source.activations if edit.latents is None else source.latents
-            given = values.get(edit.at, 0.0)  # that it lacks the site is said when the edit is made
+        case Patch():
+            given = 0.0  # that it lacks the site is said when the edit is made
+            for written in ((), (edit.at,)):  # an id's number is a latent only where SAEs write
+                one = resolved([edit], written)[0]
+                with suppress(SiteError):
+                    given = one.recorded() if isinstance(one, Patch) else given
         case _:
             given = 0.0
     return tuple(torch.as_tensor(given).shape)
 
 
 def _so_far(edit: AbstractEdit, length: int) -> AbstractEdit:
-    """The edit at those of its positions that have come."""
-    if edit.positions is None:
-        return edit
-    return replace(edit, positions=[p for p in positions_of(edit) if p < length])
+    """The edit at those of its positions and keys that have come."""
+    come = {
+        name: [p for p in indices_of(named) if p < length]
+        for name in ("positions", "keys")
+        if (named := getattr(edit, name)) is not None
+    }
+    return replace(edit, **come)
 
 
 def _last_logits(
