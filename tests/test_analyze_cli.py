@@ -57,6 +57,20 @@ def test_an_edit_gives_both_sides(model: gossamer.Model) -> None:
     assert "direct left" in text and "estimate" in text
 
 
+def test_values_of_other_runs_are_put_in(model: gossamer.Model) -> None:
+    node = "blocks.1.attn.hook_z/2@10"
+    got = as_json(PROMPT, "--target", ".", "--saes", "none", "--resample", f"{node}={PROMPT} + 1")
+    other = gossamer.run(model, TEXT + " + 1", record="blocks.1.attn.hook_z")
+    found = gossamer.analyze(model, TEXT, ".", edits=gossamer.Patch(node, other))
+    assert got["left"]["value"] == pytest.approx(found.value, rel=1e-5)
+    saes = gossamer.load_saes("pico-python")
+    latent = "blocks.2.hook_resid_pre/44@10"
+    means = gossamer.means(model, "stdlib", [], saes, 2048)
+    found = gossamer.analyze(model, TEXT, ".", saes, gossamer.Patch(latent, means))
+    got = as_json(PROMPT, "--target", ".", "--mean", latent, "--tokens", "2048")
+    assert got["left"]["value"] == pytest.approx(found.value, rel=1e-5)
+
+
 def test_upstream_compare_and_table(model: gossamer.Model) -> None:
     score = "blocks.2.attn.hook_z/1@9<-4"
     got = as_json(PROMPT, "--saes", "none", "--upstream", score, "--through", "q")
@@ -94,6 +108,7 @@ def test_every_direction_has_a_name(direction: str) -> None:
         (("--upstream", "blocks.1.attn.hook_z/3@2<-1"), "is a head"),
         (("--upstream", "blocks.1.attn.hook_z/3@2<-5", "--through", "q"), "looks ahead"),
         (("--set", "blocks.1.mlp.hook_post/3@4=x"), "--set takes NODE=VALUE"),
+        (("--resample", "blocks.1.mlp.hook_post/3@4"), "--resample takes NODE=PROMPT"),
         (("--distractor", "."), "--target"),
         (("--direction", "probability"), "--target"),
         (("--hold", "weights"), "hold takes any of"),

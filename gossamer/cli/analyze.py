@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.options import Count
 from gossamer.errors import GossamerError
 
 if TYPE_CHECKING:
     from gossamer.analysis.analyze import Request
     from gossamer.analysis.compare import Comparison
     from gossamer.analysis.result import Analysis
+    from gossamer.edits import AbstractEdit
 
 DIRECTIONS = ("logit", "minus-mean", "probability", "log-probability", "kl")
 
@@ -39,6 +41,17 @@ DIRECTIONS = ("logit", "minus-mean", "probability", "log-probability", "kl")
 @click.option("--ablate", multiple=True, metavar="NODE", help="Set to zero (repeatable).")
 @click.option(
     "--set", "settings", multiple=True, metavar="NODE=VALUE", help="Set to VALUE (repeatable)."
+)
+@click.option("--mean", multiple=True, metavar="NODE", help="Set to its mean over the corpus.")
+@click.option(
+    "--resample",
+    multiple=True,
+    metavar="NODE=PROMPT",
+    help="Set to what another prompt has there (repeatable).",
+)
+@click.option("--corpus", default="stdlib", show_default=True, help="What --mean is taken over.")
+@click.option(
+    "--tokens", default="16384", show_default=True, type=Count(), help="Of it, for --mean."
 )
 @click.option("--upstream", default=None, metavar="NODE", help="What is upstream of this node.")
 @click.option(
@@ -87,7 +100,8 @@ def analyze_command(prompt: str, **options: Any) -> None:
     if options["saes_name"] != "none":
         saes = load_saes(options["saes_name"] or options["model_name"])
     texts = [prompt] if options["other"] is None else [prompt, options["other"]]
-    found = analyze_batch(model, [_request(text, saes, options) for text in texts])
+    edits = _edits(model, saes, options)
+    found = analyze_batch(model, [_request(text, saes, edits, options) for text in texts])
     both = None
     if len(found) == 2:
         both = compare(found[0], found[1], options["align"])
@@ -101,22 +115,47 @@ def analyze_command(prompt: str, **options: Any) -> None:
         _print_comparison(both, options["top"])
 
 
-def _request(prompt: str, saes: Any, options: dict[str, Any]) -> "Request":
+def _edits(model: Any, saes: Any, options: dict[str, Any]) -> "list[AbstractEdit]":
+    """The changes that were named."""
+    from gossamer.activations.means import means
+    from gossamer.edits import Ablate, Patch, Set
+    from gossamer.splice import run
+
+    edits: list[AbstractEdit] = [Ablate(node) for node in options["ablate"]]
+    for text in options["settings"]:
+        node, number = _halves("--set", "VALUE", text)
+        try:
+            value = float(number)
+        except ValueError as problem:
+            raise GossamerError(f'--set takes NODE=VALUE, got "{text}".') from problem
+        edits.append(Set(node, value))
+    for node in options["mean"]:
+        site = Ablate(node).at
+        sites = [] if site in (saes or {}) else [site]
+        edits.append(Patch(node, means(model, options["corpus"], sites, saes, options["tokens"])))
+    for text in options["resample"]:
+        node, prompt = _halves("--resample", "PROMPT", text)
+        site = Ablate(node).at
+        edits.append(Patch(node, run(model, prompt.replace("\\n", "\n"), saes, record=site)))
+    return edits
+
+
+def _halves(option: str, name: str, text: str) -> tuple[str, str]:
+    """What stands before and after the first =."""
+    node, sign, rest = text.partition("=")
+    if not sign or not rest:
+        raise GossamerError(f'{option} takes NODE={name}, got "{text}".')
+    return node, rest
+
+
+def _request(
+    prompt: str, saes: Any, edits: "list[AbstractEdit]", options: dict[str, Any]
+) -> "Request":
     """What is asked of one prompt."""
     from gossamer.analysis.analyze import Request
     from gossamer.analysis.directions import Through
     from gossamer.analysis.table import Choice
-    from gossamer.edits import Ablate, AbstractEdit, Set
 
-    edits: list[AbstractEdit] = [Ablate(node) for node in options["ablate"]]
-    for text in options["settings"]:
-        node, _, number = text.rpartition("=")
-        try:
-            edits.append(Set(node, float(number)))
-        except ValueError as problem:
-            if isinstance(problem, GossamerError):
-                raise
-            raise GossamerError(f'--set takes NODE=VALUE, got "{text}".') from problem
     target = _target(options)
     upstream = None
     if options["upstream"] is not None:
