@@ -71,6 +71,10 @@ class Trace:
     read: str | None = None
     """The residual stream from which that number is read; None: there is no such number."""
 
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """(batch, pos, d_in) what each SAE read, before its own splice, by the site it writes; of SAEs
+    whose site_in is recorded."""
+
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each prompt."""
@@ -237,6 +241,7 @@ def run_batch(
         trace.errors,
         model,
         saes,
+        inputs=trace.inputs,
     )
 
 
@@ -325,6 +330,8 @@ class _Splicer:
     def read(self, sae: SparseCoder, x: Float[Tensor, "batch pos d_in"]) -> None:
         """Encode what is at `site_in`, and edit the latents."""
         site = sae.site_out
+        if sae.site_in in self.plan.record:
+            self.keep(self.trace.inputs, site, x)
         # Views, so that a gradient by latents or pre-activations goes through the reconstruction
         # alone, not the error.
         if isinstance(sae, SAE):

@@ -39,8 +39,8 @@ class Request:
     """A text, token ids or chat messages."""
 
     target: Any = None
-    """A token, several, or a direction; None: the likeliest next token's logit. With `upstream` it
-    goes with v alone: what the head's output is read along."""
+    """A token, several, or a direction; None: the logit of the clean run's likeliest next token.
+    With `upstream` it goes with v alone: what the head's output is read along."""
 
     saes: Any = None
     """None, an SAE, several, or a mapping."""
@@ -87,7 +87,8 @@ def analyze(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
         prompt: a text, token ids or chat messages: one prompt.
         target: what is explained: a token (its logit), several (their mean), or a direction:
             LogitDifference, LogitMinusMean, Probability, LogProbability, KL, NodeValue,
-            ResidualDirection, Through. None: the likeliest next token's logit.
+            ResidualDirection, Through. None: the likeliest next token's logit, likeliest in the
+            clean run.
         saes: None, an SAE, several, or a mapping; their latents are nodes.
         edits: changes; the number without them, and what the clean gradient says of their effect,
             are given beside.
@@ -100,7 +101,7 @@ def analyze(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
         prepend_bos: overrides the family's rule for texts.
         memory: bytes that the call may take; None: half of what is free.
     """
-    if are_many(prompt):
+    if are_many(prompt) and as_prompts(prompt):
         raise GossamerError(
             "analyze takes one prompt; for several write analyze_batch(model, [Request(…), …])."
         )
@@ -237,7 +238,8 @@ def _analysis(  # noqa: PLR0917  what was asked, and what was found
     with measured(model.device) as own:
         tokens = tuple(model.token_strings(job.ids))
         view = view_of(row.trace, known=row.active)
-        subject = Subject(job.reading, row.value * job.reading.times, job.ids, tokens)
+        changed = bool(job.edits) or how.error == "dropped"
+        subject = Subject(job.reading, row.value * job.reading.times, job.ids, tokens, changed)
         cut, rows, sums = table(view, subject, request.choice)
         beside, estimate = None, None
         if clean is not None:

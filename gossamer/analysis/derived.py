@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gossamer.analysis.directions import Route
 from gossamer.analysis.links import edges_in, edges_out, shares, ways_of
-from gossamer.analysis.scalars import AXES, TABLE, Scalars, reduced, sites_of
+from gossamer.analysis.scalars import AXES, TABLE, Scalars, reduced, sae_sites, sites_of
 from gossamer.analysis.view import View, view_of
 from gossamer.errors import GossamerError
 from gossamer.sites import parse_node
@@ -45,10 +45,14 @@ def scalars(  # noqa: PLR0913  one call for every scalar
     check_scalar(kind, metric, node)
     view = view_of(trace, prompt)
     names = (reduce,) if isinstance(reduce, str) else tuple(reduce)
+    if metric in ("direct", "total"):
+        _ = view.direction  # raises where the trace explains no number
     if node is None:
         found = {place: _whole(view, kind, metric, place) for place in sites_of(view, kind)}
     else:
         found = _linked(trace, view, (kind, metric), node=node, route=route, how=(hold, prompt))
+    if not found and node is None:
+        _check_recorded(view, kind)
     if site is not None and site not in found:
         raise GossamerError(
             f"There is no {kind} at {site} in this trace; there is one at "
@@ -63,7 +67,23 @@ def scalars(  # noqa: PLR0913  one call for every scalar
 
 def _whole(view: View, kind: str, metric: str, site: str) -> Scalars:
     latents = view.active(site)[:2] if kind == "latent" else (None, None)
-    return Scalars(kind, metric, site, AXES[kind], TABLE[kind, metric](view, site), *latents)
+    values, axes = TABLE[kind, metric](view, site), AXES[kind]
+    axes = axes if values.ndim == len(axes) else (*axes, "channel")
+    return Scalars(kind, metric, site, axes, values, *latents)
+
+
+def _check_recorded(view: View, kind: str) -> None:
+    """GossamerError where a trace has nodes of a kind, and has not recorded what they need."""
+    of_saes = kind in ("latent", "error", "remainder")
+    if of_saes and view.saes and not sae_sites(view):
+        needs = {place for sae in view.saes.values() for place in (sae.site_in, sae.site_out)}
+        raise GossamerError(
+            f"The trace has not recorded what its SAEs read and write; record {sorted(needs)}."
+        )
+    if kind in ("head", "pair", "neuron", "layer", "residual", "embedding"):
+        raise GossamerError(
+            f"The trace has recorded no site of a {kind}, but {list(view.values)[:4]}; record one."
+        )
 
 
 def _linked(

@@ -28,7 +28,7 @@ from gossamer.analysis.scalars import (
     sites_of,
 )
 from gossamer.analysis.view import View
-from gossamer.analysis.writes import out, projection, pulled
+from gossamer.analysis.writes import out, projection, pulled, writes_into_stream
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.between import Between
 from gossamer.models.blocks import BlockSetting, noted
@@ -148,6 +148,11 @@ def written_by(view: View, node: NodeId) -> tuple[int, Float[Tensor, " d_model"]
     """(position, what a node adds to the stream there, the site where it writes)."""
     position = at_position(node.position, view.n)
     layout, values, site = view.model.layout, view.values, node.site
+    if site in view.saes and not writes_into_stream(site):
+        raise SiteError(
+            f"{node} is read by its own block before anything of it is added to the stream, so it "
+            "has no edges out; name a node at a block's output or in the stream."
+        )
     if isinstance(node.unit, str):
         if site not in view.saes:
             raise SiteError(f"{node} is of no SAE of this trace; name one of {list(view.saes)}.")

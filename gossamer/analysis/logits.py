@@ -92,7 +92,7 @@ def _logit_value(model: Model, direction: Any, position: int) -> Value:
                     "A table explains one number, and Logits(top=…) or (mass=…) names several; "
                     "name the tokens."
                 )
-            return lambda seen, row, _: logits_at(seen, row, position).max()
+            return lambda seen, row, clean: _likeliest(seen, row, position, clean)
     ids = token_ids(model, direction.tokens)
     match direction:
         case Logits():
@@ -115,8 +115,15 @@ def _logit_value(model: Model, direction: Any, position: int) -> Value:
     return probability
 
 
+def _likeliest(seen: Seen, row: int, position: int, clean: Tensor | None) -> Tensor:
+    """The score of the token that is likeliest in the clean run."""
+    logits = logits_at(seen, row, position)
+    return logits[(logits if clean is None else clean).argmax()]
+
+
 def _kl(seen: Seen, row: int, position: int, clean: Tensor | None) -> Tensor:
-    """KL from the clean prediction, whose log-probabilities are `clean`."""
+    """KL from the clean prediction, whose log-probabilities are `clean`; None: this is it."""
     logs = capped(seen.model, logits_at(seen, row, position)).log_softmax(-1)
-    clean = logs.detach() if clean is None else clean
+    if clean is None:
+        return logs.sum() * 0  # exactly, and with a gradient of exactly 0
     return (clean.exp() * (clean - logs)).sum()

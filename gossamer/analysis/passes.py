@@ -18,6 +18,7 @@ from gossamer.analysis.directions import KL
 from gossamer.analysis.logits import capped, logits_at
 from gossamer.analysis.reading import Reading, Seen, at_position
 from gossamer.analysis.view import Active
+from gossamer.attribution.targets import Logits
 from gossamer.edits import AbstractEdit, Detach, indices_of
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.blocks import BlockSetting, noted
@@ -108,13 +109,14 @@ def run_pass(model: Model, jobs: Sequence[Job], how: How) -> list[tuple[Row, Row
         plan = Plan((*edits, *held), tuple(sites), how.error, logits=False)
         with noted(model.layout, settings):
             trace = run_batch(model, batch, spliced, plan)
-        seen = Seen(model, trace.activations, trace.pre_activations, settings)
+        seen = Seen(model, trace.activations, trace.inputs, settings)
         given = _given(seen, rows, clean_row)
         values = [job.reading.of(seen, row, given[row]) for row, (job, _) in enumerate(rows)]
         _check_finite(values, rows)
         edited_at = {edit.at for edit in edits}
-        wanted = [site for site in trace.activations if _has_effect(site) or site in edited_at]
-        gradients = _gradients(torch.stack(values).sum(), trace.activations, wanted)
+        wanted = {s: v for s, v in trace.activations.items() if _has_effect(s) or s in edited_at}
+        wanted |= {_before(s): trace.inputs[s] for s in _own_splices(jobs) if s in trace.inputs}
+        gradients = _gradients(torch.stack(values).sum(), wanted)
     active = _active(trace, how.saes)
     found = [
         Row(
@@ -204,32 +206,30 @@ def _given(
     for row, (job, _) in enumerate(rows):
         reading = job.reading
         target = reading if reading.downstream is None else reading.downstream
-        if isinstance(target.direction, KL):
-            clean = clean_row.get(id(job), row)
-            with torch.no_grad():
+        clean = clean_row.get(id(job), row)
+        if clean != row and isinstance(target.direction, KL | Logits):
+            with torch.no_grad():  # the likeliest token, too, is the clean run's
                 logits = capped(seen.model, logits_at(seen, clean, target.position))
                 given[row] = logits.log_softmax(-1)
         if reading.downstream is not None:
             totals.append(reading.downstream.of(seen, row, given[row]))
-            downstream.append((row, reading.downstream.residual))
+            downstream.append((row, seen.stream(reading.downstream)))
     if totals:
-        sites = list(dict.fromkeys(site for _, site in downstream))
-        inputs = [seen.values[site] for site in sites]
         found = torch.autograd.grad(
-            torch.stack(totals).sum(), inputs, retain_graph=True, allow_unused=True
+            torch.stack(totals).sum(),
+            [stream for _, stream in downstream],
+            retain_graph=True,
+            allow_unused=True,
         )
-        by_site = dict(zip(sites, found, strict=True))
-        for row, site in downstream:
-            gradient = by_site[site]
-            given[row] = (
-                torch.zeros_like(seen.values[site][row]) if gradient is None else gradient[row]
-            )
+        for (row, stream), gradient in zip(downstream, found, strict=True):
+            given[row] = torch.zeros_like(stream[row]) if gradient is None else gradient[row]
     return given
 
 
 def _check_finite(values: Sequence[Tensor], rows: Sequence[tuple[Job, bool]]) -> None:
     for value, (job, edited) in zip(values, rows, strict=True):
-        if not bool(torch.isfinite(value.detach())):
+        value = value.detach()
+        if not bool(torch.isfinite(value)):
             raise GossamerError(
                 f"The model gave {float(value)} for {type(job.reading.direction).__name__}"
                 f"{' with these edits' if edited and job.edits else ''}, which is no finite "
@@ -237,13 +237,21 @@ def _check_finite(values: Sequence[Tensor], rows: Sequence[tuple[Job, bool]]) ->
             )
 
 
-def _gradients(
-    total: Tensor, values: Mapping[str, Tensor], wanted: Sequence[str]
-) -> dict[str, Tensor]:
-    """∂ total / ∂ the value at each site; sites that total does not depend on are left out."""
+def _own_splices(jobs: Sequence[Job]) -> set[str]:
+    """Sites of SAEs before whose splice some number is read."""
+    return {job.reading.splice for job in jobs if job.reading.splice is not None}
+
+
+def _before(site: str) -> str:
+    """A name for the stream at a site before the splice there."""
+    return f"{site} before"
+
+
+def _gradients(total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """∂ total / ∂ each value; those that total does not depend on are left out."""
     if not total.requires_grad:
         return {}
-    sites = [site for site in wanted if values[site].requires_grad]
+    sites = [site for site in values if values[site].requires_grad]
     found = torch.autograd.grad(total, [values[s] for s in sites], allow_unused=True)
     return {s: g for s, g in zip(sites, found, strict=True) if g is not None}
 
@@ -267,22 +275,29 @@ def _alone(
     def cut(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {site: _cut(site, value, row, n) for site, value in values.items()}
 
-    gradients = dict(gradients)
-    if job.reading.residual not in gradients:
-        gradients[job.reading.residual] = torch.zeros_like(trace.activations[job.reading.residual])
+    read, own = job.reading.residual, job.reading.splice
+    activations = dict(trace.activations)
+    slopes = {site: slope for site, slope in gradients.items() if site in activations}
+    if own in trace.inputs:  # the stream that the SAE read, not what its splice made of it
+        activations[read] = trace.inputs[own]
+        slopes.pop(read, None)
+        if _before(own) in gradients:
+            slopes[read] = gradients[_before(own)]
+    slopes.setdefault(read, torch.zeros_like(activations[read]))
     return Trace(
         trace.tokens[row : row + 1, :n],
         trace.mask[row : row + 1, :n],
         None,
-        cut(trace.activations),
+        cut(activations),
         cut(trace.latents),
         cut(trace.pre_activations),
         cut(trace.reconstructions),
         cut(trace.errors),
         trace.model,
         saes,
-        cut(gradients),
-        job.reading.residual,
+        cut(slopes),
+        read,
+        cut(trace.inputs),
     )
 
 

@@ -10,13 +10,16 @@ else the constant is the remainder: what of s is not linear in r.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from gossamer.analysis.directions import Direction, is_residual
 from gossamer.errors import PromptError, SiteError
 from gossamer.models.blocks import BlockSetting
 from gossamer.models.model import Model
+from gossamer.saes.sae import SparseCoder
 from gossamer.sites import parse_site
+from gossamer.splice import flat
 
 FINAL = "ln_final.hook_normalized"
 """Where logits are read."""
@@ -32,17 +35,28 @@ class Seen:
     values: Mapping[str, Tensor]
     """(batch, pos, …) by site."""
 
-    pre_activations: Mapping[str, Tensor]
-    """Of spliced SAEs, by the site they write."""
+    inputs: Mapping[str, Tensor]
+    """(batch, pos, d_in) what spliced SAEs read, by the site each one writes."""
 
     settings: Mapping[int, BlockSetting]
     """How each block's attention was called."""
 
+    def read_by(self, sae: SparseCoder) -> Float[Tensor, "batch pos d_in"]:
+        """What an SAE reads, before its own splice where it is spliced in."""
+        if sae.site_out in self.inputs:
+            return self.inputs[sae.site_out]
+        return flat(self.values[sae.site_in])
+
+    def stream(self, found: "Reading") -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that a number is read from."""
+        own = self.inputs.get(found.splice or "")
+        return self.values[found.residual] if own is None else own
+
 
 Value = Callable[[Seen, int, Tensor | None], Tensor]
 """(what was seen, row of the batch, what it is read along) → s. Read along: the direction
-downstream of a trace through v, (pos, d_model); the clean log-probabilities of a KL, (d_vocab);
-else None."""
+downstream of a trace through v, (pos, d_model); in an edited row the clean log-probabilities for a
+KL and the likeliest token, (d_vocab); else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,9 @@ class Reading:
 
     of: Value
     """s, a scalar tensor."""
+
+    splice: str | None = None
+    """Of a latent in the stream: the site of its SAE, before whose splice the stream is read."""
 
     downstream: "Reading | None" = None
     """Of a trace through v: what it is traced from."""

@@ -28,7 +28,6 @@ from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_node, parse_site
-from gossamer.splice import flat
 
 _UNITS = ("mlp.hook_post", "mlp.hook_pre")
 """Sites whose coordinates are neurons."""
@@ -74,6 +73,7 @@ def _renamed(found: Reading, direction: Direction) -> Reading:
         position=found.position,
         constant=found.constant,
         of=found.of,
+        splice=found.splice,
     )
 
 
@@ -101,8 +101,7 @@ def _of_node(  # noqa: PLR0917  the arguments of `reading`
                 f"{node.site} has no neurons, and no SAE is given that writes there; SAEs write "
                 f"{', '.join(saes) or 'nowhere'} here, and neurons are at blocks.N.mlp.hook_post."
             )
-        pre = node.site.replace("hook_post", "hook_pre")
-        site = pre if direction.of == "pre" else node.site
+        site = f"blocks.{parse_site(node.site).layer}.mlp.hook_{direction.of}"
         width = model.width(site)
         if unit >= width:
             raise SiteError(f"{unit} is not a neuron of {node.site}; choose from 0..{width - 1}.")
@@ -119,6 +118,7 @@ def _of_node(  # noqa: PLR0917  the arguments of `reading`
             affine and ("norms" in hold or is_residual(site)),
         ),
         of=value,
+        splice=node.site if site == node.site and is_residual(site) else None,
     )
 
 
@@ -138,13 +138,8 @@ def _coordinate(site: str, position: int, unit: int) -> Value:
 
 def _latent_value(sae: SparseCoder, unit: int, position: int, direction: NodeValue) -> Value:
     def value(seen: Seen, row: int, _: Tensor | None) -> Tensor:
-        x = flat(seen.values[sae.site_in])[row, position][None]
-        if not isinstance(sae, SAE):
-            pre = sae.encode(x)[0]
-        elif sae.site_out in seen.pre_activations:
-            pre = seen.pre_activations[sae.site_out][row, position]
-        else:
-            pre = sae.pre_activations(x)[0]
+        x = seen.read_by(sae)[row, position][None]
+        pre = sae.pre_activations(x)[0] if isinstance(sae, SAE) else sae.encode(x)[0]
         if unit >= len(pre):
             raise SiteError(
                 f"{unit} is not a latent of the SAE at {sae.site_out}; choose from "

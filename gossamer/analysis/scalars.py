@@ -21,7 +21,14 @@ from torch import Tensor
 
 from gossamer.analysis.directions import is_residual
 from gossamer.analysis.view import View
-from gossamer.analysis.writes import head_out, module_bias, out, pulled, unit_norms
+from gossamer.analysis.writes import (
+    head_out,
+    module_bias,
+    out,
+    pulled,
+    unit_norms,
+    writes_into_stream,
+)
 from gossamer.errors import GossamerError
 from gossamer.sites import NodeId, parse_site
 from gossamer.splice import flat
@@ -72,7 +79,8 @@ class Scalars:
     """Where the nodes are."""
 
     axes: tuple[str, ...]
-    """Names of the values' axes: pos, key, unit; node for latents, listed as they are active."""
+    """Names of the values' axes: pos, key, unit; node for latents, listed as they are active; of a
+    residual stream's own values pos and channel."""
 
     values: Float[Tensor, "*axes"]
     """The values."""
@@ -86,6 +94,7 @@ class Scalars:
 
 def reduced(view: View, whole: Scalars, names: Sequence[str]) -> Scalars:
     """Summed over some axes. GossamerError for an axis that the kind does not have."""
+    names = list(dict.fromkeys(names))
     can = ("pos", "unit") if whole.kind == "latent" else whole.axes
     for name in names:
         if name not in can:
@@ -198,10 +207,12 @@ def _bias(view: View, module: str) -> Tensor | None:
 
 
 def _pulled(view: View, site: str) -> Float[Tensor, "pos width"]:
-    """g as it is read at a site; 0 behind what is explained."""
+    """g as it is read at a site; 0 behind what is explained, and where nothing written is added to
+    the stream."""
     g = view.direction
     assert view.read is not None
-    if site != view.read and not is_upstream(site, view.read):
+    before = site == view.read or is_upstream(site, view.read)
+    if not (before and writes_into_stream(site)):
         return torch.zeros_like(flat(view.at(site)[None])[0])
     return pulled(view.model.layout, view.values, site, g)
 

@@ -57,6 +57,9 @@ class Subject:
     tokens: tuple[str, ...]
     """The same as text."""
 
+    changed: bool = False
+    """Whether edits, or errors left out, may put into the stream what no node writes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -84,11 +87,16 @@ class Choice:
         unknown = [kind for kind in self.kinds or () if kind not in known]
         if unknown:
             raise GossamerError(f"kinds are of {', '.join(sorted(known))}, got {unknown[0]!r}.")
+        unlisted = "head" if self.pairs else "pair"
+        if unlisted in (self.kinds or ()):
+            raise GossamerError(
+                f"kinds names {unlisted}, and a table lists that with pairs={not self.pairs} alone."
+            )
 
 
-def cut_of(view: View, choice: Choice) -> str:
+def cut_of(view: View, reading: Reading, choice: Choice) -> str:
     """The site of the cut. SiteError for one without a residual SAE, or behind the number."""
-    can = [site for site in sae_sites(view) if is_residual(site) and _before(site, view)]
+    can = _in_stream(view, reading)
     if choice.cut is None:
         return can[0] if can else "hook_embed"
     if choice.cut not in ("hook_embed", *can):
@@ -99,14 +107,18 @@ def cut_of(view: View, choice: Choice) -> str:
     return choice.cut
 
 
-def _before(site: str, view: View) -> bool:
-    """Whether a residual site's SAE stands before what is explained, or where logits are read."""
-    assert view.read is not None
-    last = site == view.read == f"blocks.{view.model.n_layers - 1}.hook_resid_post"
-    return last or is_upstream(site, view.read)
+def _in_stream(view: View, reading: Reading) -> list[str]:
+    """Residual SAEs up to where the number is read, but for the one whose latent it is."""
+    read = reading.residual
+    return [
+        site
+        for site in sae_sites(view)
+        if is_residual(site)
+        and (is_upstream(site, read) or (site == read and site != reading.splice))
+    ]
 
 
-def groups(view: View, cut: str, pairs: bool) -> list[Group]:
+def groups(view: View, reading: Reading, cut: str, pairs: bool) -> list[Group]:
     """All nodes upstream of the number, in forward order."""
     assert view.read is not None
     found = [Group("embedding", "hook_embed", cut == "hook_embed")]
@@ -131,9 +143,8 @@ def groups(view: View, cut: str, pairs: bool) -> list[Group]:
                 found += _pieces(view, writer, counts)
             if writer != added and f"{at}{part}" in biased:
                 found.append(Group("bias", f"{at}{part}", counts))
-    for site in saes:
-        if is_residual(site) and _before(site, view):
-            found += _pieces(view, site, site == cut)
+    for site in _in_stream(view, reading):
+        found += _pieces(view, site, site == cut)
     return found
 
 
@@ -145,8 +156,8 @@ def table(
     view: View, subject: Subject, choice: Choice
 ) -> tuple[str, tuple[TableRow, ...], tuple[ColumnSum, ...]]:
     """The cut, the rows listed, and what the columns add up to."""
-    cut = cut_of(view, choice)
-    members = groups(view, cut, choice.pairs)
+    cut = cut_of(view, subject.reading, choice)
+    members = groups(view, subject.reading, cut, choice.pairs)
     columns = {
         name: [TABLE[group.kind, name](view, group.site).flatten() for group in members]
         for name in RANKED
@@ -209,7 +220,8 @@ def rows_named(
     view: View, subject: Subject, choice: Choice, nodes: Sequence[str]
 ) -> tuple[TableRow, ...]:
     """Complete rows of nodes by their ids, in the order given, those that this run has."""
-    members = groups(view, cut_of(view, choice), choice.pairs)
+    cut = cut_of(view, subject.reading, choice)
+    members = groups(view, subject.reading, cut, choice.pairs)
     columns = {
         name: [TABLE[group.kind, name](view, group.site).flatten() for group in members]
         for name in RANKED
@@ -346,11 +358,11 @@ def _sentence(
 ) -> str:
     """What a column adds up to, in words."""
     if not adds_up:
-        why = (
-            "a node's total effect also passes through other nodes of the cut"
-            if name == "total"
-            else "rounding is larger than the effects"
-        )
+        why = "rounding is larger than the effects"
+        if name == "total":
+            why = "a node's total effect also passes through other nodes of the cut"
+        elif subject.changed:
+            why = "edits, or errors left out, change what is written on its way"
         return (
             f"{name}: the nodes of the cut at {cut} add up to {everything:.4g}, which is not the "
             f"value {subject.value:.4g}: {why}."

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gossamer.errors import GossamerError, SiteError
+from gossamer.analysis.writes import recorded
+from gossamer.errors import GossamerError
 from gossamer.kernels.sparse import offsets_of_counts, sparse_decode
 from gossamer.models.model import Model
 from gossamer.saes.normalization import output_scale
@@ -41,6 +42,9 @@ class View:
     model: Model
     """What ran."""
 
+    n: int
+    """Tokens of the prompt."""
+
     saes: Mapping[str, SparseCoder]
     """By the site each one writes."""
 
@@ -63,11 +67,6 @@ class View:
     """Pieces of SAEs found so far."""
 
     @property
-    def n(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.values["hook_embed"])
-
-    @property
     def direction(self) -> Float[Tensor, "pos d_model"]:
         """g = ∂s/∂r, r the residual stream that s is read from. GossamerError without a number."""
         if self.read is None:
@@ -79,12 +78,7 @@ class View:
 
     def at(self, site: str) -> Tensor:
         """The value at a site. SiteError when the trace has not recorded it."""
-        if site not in self.values:
-            raise SiteError(
-                f"The trace has not recorded {site}, but {', '.join(list(self.values)[:4])} …; "
-                "record it, or take the trace of an analysis that reaches so far."
-            )
-        return self.values[site]
+        return recorded(self.values, site)
 
     def active(self, site: str) -> Active:
         """The active latents of the SAE that writes `site`."""
@@ -202,6 +196,7 @@ def view_of(trace: Trace, prompt: int = 0, known: Mapping[str, Active] | None = 
     }
     return View(
         trace.model,
+        len(where),
         trace.saes,
         {site: cut(site, value) for site, value in trace.activations.items()},
         {site: cut(site, value) for site, value in trace.gradients.items()},

@@ -6,6 +6,7 @@
     mlp.hook_post                 W_out [→ post-norm, its scale held]
     hook_attn_out, hook_mlp_out   as it is
     hook_resid_*                  as it is: such a site is the stream
+    any other                     nothing: modules of the block read it first
 
 `out` is that map, linear in what is written; `pulled` is its transpose: a · pulled(g) = out(a) · g.
 """
@@ -17,8 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gossamer.errors import SiteError
 from gossamer.models.taps import Layout
 from gossamer.sites import parse_site
+
+
+def recorded(values: Mapping[str, Tensor], site: str) -> Tensor:
+    """The value at a site. SiteError when it was not recorded."""
+    if site not in values:
+        raise SiteError(
+            f"The trace has not recorded {site}, but {', '.join(list(values)[:4]) or 'nothing'} …; "
+            "record it, or take the trace of an analysis that reaches so far."
+        )
+    return values[site]
 
 
 class HeldNorm(NamedTuple):
@@ -79,7 +91,7 @@ def projection(layout: Layout, values: Mapping[str, Tensor], layer: int, part: s
     )
     norm = None
     if post is not None:
-        scale = values[f"blocks.{layer}.{name}.hook_scale"]
+        scale = recorded(values, f"blocks.{layer}.{name}.hook_scale")
         norm = held_norm(layout, layout.part(layer, post), scale)
     return Projection(weight, None if bias is None else bias.detach(), norm)
 
@@ -91,6 +103,13 @@ def through(site: str) -> tuple[int, str] | None:
     return None if part is None or parsed.layer is None else (parsed.layer, part)
 
 
+def writes_into_stream(site: str) -> bool:
+    """Whether what is written at a site is added to the stream with no other node between."""
+    kind = parse_site(site).kind
+    ends = ("_embed", "_out", "resid_pre", "resid_mid", "resid_post", "attn.hook_z")
+    return kind.endswith((*ends, "mlp.hook_post"))
+
+
 def out(
     layout: Layout,
     values: Mapping[str, Tensor],
@@ -100,7 +119,7 @@ def out(
     """What vectors written at `site` (heads side by side) add to the stream."""
     way = through(site)
     if way is None:
-        return written
+        return written if writes_into_stream(site) else torch.zeros_like(written)
     weight, _, norm = projection(layout, values, *way)
     moved = written.to(weight.dtype) @ weight.T
     return moved if norm is None else norm.out(moved)
@@ -154,8 +173,8 @@ def module_bias(
 ) -> Float[Tensor, "pos d_model"] | None:
     """What the output projection's own bias, and its post-norm's, add to the stream."""
     _, bias, norm = projection(layout, values, layer, part)
-    n, like = len(values["hook_embed"]), values["hook_embed"]
-    total = None if bias is None else bias.expand(n, -1)
+    like = recorded(values, f"blocks.{layer}.hook_{part}_out")
+    total = None if bias is None else bias.expand(len(like), -1)
     if norm is not None:
         total = None if total is None else norm.out(total)
         path = getattr(layout.adapter, "ln1_post" if part == "attn" else "ln2_post")
