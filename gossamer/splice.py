@@ -13,6 +13,7 @@ is edited), "dropped" (zero).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -229,20 +230,7 @@ def run_batch(
     out = model.forward(batch, taps, to_the_end=plan.logits or not taps)
     if plan.record_device is not None and out is not None:
         out = out.to(plan.record_device)
-    trace = splicer.trace
-    return Trace(
-        batch.tokens,
-        batch.mask,
-        out,
-        trace.activations,
-        trace.latents,
-        trace.pre_activations,
-        trace.reconstructions,
-        trace.errors,
-        model,
-        saes,
-        inputs=trace.inputs,
-    )
+    return replace(splicer.trace, logits=out, model=model, saes=saes)
 
 
 def _check_edits(model: Model, plan: Plan, saes: Mapping[str, SparseCoder]) -> None:
@@ -311,21 +299,29 @@ class _Splicer:
         writer = self.saes.get(site)
         readers = [sae for sae in self.saes.values() if sae.site_in == site and sae is not writer]
 
-        def at_site(value: Tensor) -> Tensor:
-            if site == "hook_embed" and torch.is_grad_enabled():
-                value = value.detach().requires_grad_()  # where every gradient of this run ends
-            value = self.edited(value_edits, value)
-            if writer is not None:
-                if writer.site_in == site:
-                    self.read(writer, flat(value))
-                value = self.write(writer, flat(value)).reshape(value.shape)
-            for reader in readers:
-                self.read(reader, flat(value))
-            if site in self.plan.record:
-                self.keep(self.trace.activations, site, value)
-            return value
+        return partial(self.at_site, site, value_edits, writer, readers)
 
-        return at_site
+    def at_site(  # noqa: PLR0917  all but the value are fixed when the run begins
+        self,
+        site: str,
+        edits: Sequence[AbstractEdit],
+        writer: SparseCoder | None,
+        readers: Sequence[SparseCoder],
+        value: Tensor,
+    ) -> Tensor:
+        """What the run goes on with."""
+        if site == "hook_embed" and torch.is_grad_enabled():
+            value = value.detach().requires_grad_()  # where every gradient of this run ends
+        value = self.edited(edits, value)
+        if writer is not None:
+            if writer.site_in == site:
+                self.read(writer, flat(value))
+            value = self.write(writer, flat(value)).reshape(value.shape)
+        for reader in readers:
+            self.read(reader, flat(value))
+        if site in self.plan.record:
+            self.keep(self.trace.activations, site, value)
+        return value
 
     def read(self, sae: SparseCoder, x: Float[Tensor, "batch pos d_in"]) -> None:
         """Encode what is at `site_in`, and edit the latents."""

@@ -8,13 +8,14 @@ the model is replaced and everything is removed at the end, also after an error.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.models.adapter import Adapter
-from gossamer.models.attention import KEYWORD, NAME
+from gossamer.models.attention import KEYWORD, NAME, Visit
 from gossamer.models.norms import visited_norm
 
 Tap = Callable[[Tensor], Tensor]
@@ -24,11 +25,12 @@ Tap = Callable[[Tensor], Tensor]
 def remember(seen: dict[str, Tensor], site: str) -> Tap:
     """A tap that leaves the value at `site` in `seen` and changes nothing."""
 
-    def keep(value: Tensor) -> Tensor:
-        seen[site] = value
-        return value
+    return partial(_keep, seen, site)
 
-    return keep
+
+def _keep(seen: dict[str, Tensor], site: str, value: Tensor) -> Tensor:
+    seen[site] = value
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +235,16 @@ def _tap_norm(layout: Layout, module: nn.Module, name: str, at: Mapping[str, Tap
     if not taps and module.weight.dtype != torch.float64:
         return
 
-    def visit(kind: str, value: Tensor) -> Tensor:
-        return taps[kind](value) if kind in taps else value
+    visit = partial(_visit, taps)
+    yield module.register_forward_hook(partial(_recompute, layout.adapter.gain_offset, visit))
 
-    def recompute(_module, args, _output) -> Tensor:
-        return visited_norm(module, args[0], layout.adapter.gain_offset, visit)
 
-    yield module.register_forward_hook(recompute)
+def _visit(taps: Mapping[str, Tap], kind: str, value: Tensor) -> Tensor:
+    return taps[kind](value) if kind in taps else value
+
+
+def _recompute(offset: float, visit: Visit, module: nn.Module, args: Any, _output: Any) -> Tensor:
+    return visited_norm(module, args[0], offset, visit)
 
 
 def _heads_first(at: Mapping[str, Tap]) -> dict[str, Tap]:
@@ -259,20 +264,22 @@ def _by_head(tap: Tap, d_head: int) -> Tap:
 def _on_input(module: nn.Module, tap: Tap) -> torch.utils.hooks.RemovableHandle:
     """Tap the hidden states a module receives."""
 
-    def change(_module, args, kwargs):
-        if args:
-            return (tap(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": tap(kwargs["hidden_states"])}
+    return module.register_forward_pre_hook(partial(_changed_input, tap), with_kwargs=True)
 
-    return module.register_forward_pre_hook(change, with_kwargs=True)
+
+def _changed_input(tap: Tap, _module: nn.Module, args: Any, kwargs: Any) -> Any:
+    if args:
+        return (tap(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": tap(kwargs["hidden_states"])}
 
 
 def _on_output(module: nn.Module, tap: Tap) -> torch.utils.hooks.RemovableHandle:
     """Tap what a module gives, or the first item of it."""
 
-    def change(_module, _args, output):
-        if isinstance(output, tuple):
-            return (tap(output[0]), *output[1:])
-        return tap(output)
+    return module.register_forward_hook(partial(_changed_output, tap))
 
-    return module.register_forward_hook(change)
+
+def _changed_output(tap: Tap, _module: nn.Module, _args: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (tap(output[0]), *output[1:])
+    return tap(output)
