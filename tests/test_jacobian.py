@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import gossamer
 from gossamer.errors import GossamerError, SiteError
 from gossamer.jacobian import jacobian_of_weights, jacobian_tables, mlp_jacobian
 from gossamer.jacobian.passage import passage
-from gossamer.models.mlps import MLP, mlp_of
+from gossamer.models.mlps import MLP
 from tests.plain_jacobian import plain_jacobian
 from tests.tiny_models import FAMILIES, tiny_model
 from tests.tiny_saes import ARCHITECTURES, OwnSAE, plain_active, tiny_sae
@@ -271,36 +270,6 @@ def test_small_slopes_can_be_left_out_within_a_stated_bound() -> None:
         activation=torch.nn.functional.gelu,
     )
     assert check_live(mlp, 0.05) > 0
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_gradient_from_weights_equals_double_autograd(family: str) -> None:
-    mlp = mlp_of(tiny_model(family).layout, L)
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    W_dec, W_enc, x = normal(20, 16), normal(20, 16), normal(5, 16)
-    in_indices, out_indices = (torch.randint(0, 20, (5, 4), generator=generator) for _ in "io")
-    W_dec.requires_grad_(), W_enc.requires_grad_()
-    found = jacobian_of_weights(
-        mlp, x, W_dec=W_dec, W_enc=W_enc, in_indices=in_indices, out_indices=out_indices
-    )
-    got = torch.autograd.grad(found.abs().mean(), (W_dec, W_enc))
-
-    def entries(t: int) -> Tensor:
-        def latents(f: Tensor) -> Tensor:
-            return mlp(x[t] + (f @ W_dec[in_indices[t]])) @ W_enc[out_indices[t]].T
-
-        zeros = torch.zeros(4, dtype=torch.float64)
-        return torch.autograd.functional.jacobian(latents, zeros, create_graph=True)
-
-    plain = torch.stack([entries(t) for t in range(5)])
-    torch.testing.assert_close(found, plain, **CLOSE)
-    expected = torch.autograd.grad(plain.abs().mean(), (W_dec, W_enc))
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_comparable_units_do_not_depend_on_how_latents_are_scaled() -> None:

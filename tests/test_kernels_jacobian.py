@@ -8,7 +8,14 @@ from einops import einsum
 from torch import Tensor
 
 from gossamer.kernels import jacobian as kernel
-from gossamer.kernels.jacobian import jacobian_blocks, jacobian_blocks_reference, jacobian_loop
+from gossamer.kernels.jacobian import (
+    Chain,
+    Scaled,
+    jacobian_blocks,
+    jacobian_blocks_reference,
+    jacobian_chain,
+    jacobian_loop,
+)
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -48,6 +55,83 @@ def test_values_and_gradients_equal_the_definition(
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.parametrize("numbers", [1, 8, 10**6])
+@pytest.mark.parametrize("shared", ["first", "last"])
+@pytest.mark.parametrize("norms", ["none", "held", "moving"])
+@pytest.mark.parametrize("n_ways", [1, 2])
+def test_a_chain_equals_the_definition(
+    n_ways: int, norms: str, shared: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "CHAIN_ROWS", numbers)
+    chain, starts, ends = links(n_ways, shared, norms)
+    found = jacobian_chain(starts, ends, chain)
+    expected = plain_chain(starts, ends, chain)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    weights = torch.randn_like(found)
+    ours = torch.autograd.grad((found * weights).sum(), (starts, ends))
+    theirs = torch.autograd.grad((expected * weights).sum(), (starts, ends), retain_graph=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    (alone,) = torch.autograd.grad(jacobian_chain(starts, ends.detach(), chain).sum(), starts)
+    torch.testing.assert_close(alone, torch.autograd.grad(expected.sum(), starts)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("n_ways", [1, 2])
+def test_a_chain_in_half_precision_is_close(n_ways: int) -> None:
+    chain, starts, ends = links(n_ways, "first", "moving", width=64)
+    starts, ends = (rows.detach().float().requires_grad_() for rows in (starts, ends))
+    gradients = []
+    for dtype in (None, torch.bfloat16):
+        found = jacobian_chain(starts, ends, chain._replace(dtype=dtype))
+        assert found.dtype == torch.float32
+        gradients.append([found, *torch.autograd.grad(found.square().sum(), (starts, ends))])
+    for full, half in zip(*gradients, strict=True):
+        assert half.dtype == torch.float32
+        assert 0 < (half - full).norm() < 0.02 * full.norm()
+
+
+def links(
+    n_ways: int, shared: str, norms: str, width: int = 5, d_mlp: int = 9, n_tokens: int = 7
+) -> tuple[Chain, Tensor, Tensor]:
+    """(chain, starts, ends): rows of `width` and one more, three and four a token."""
+    normal = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+    first = tuple(normal(width, d_mlp) for _ in range(1 if shared == "first" else n_ways))
+    last = tuple(normal(d_mlp, width + 1) for _ in range(1 if shared == "last" else n_ways))
+    slopes = tuple(normal(n_tokens, d_mlp) for _ in range(n_ways))
+    places = torch.randint(0, 11, (n_tokens, 3)), torch.randint(0, 8, (n_tokens, 4))
+    scaled = (None, None)
+    if norms != "none":
+        scales = [Scaled(normal(n_tokens).abs() + 1, normal(n_tokens, width + n)) for n in (0, 1)]
+        scaled = (scales[0], scales[1]._replace(direction=None)) if norms == "held" else scales
+    starts, ends = normal(11, width).requires_grad_(), normal(8, width + 1).requires_grad_()
+    return Chain(first, slopes, last, places, tuple(scaled)), starts, ends
+
+
+def plain_chain(starts: Tensor, ends: Tensor, chain: Chain) -> Tensor:
+    """The definition, a token at a time."""
+    blocks = []
+    for t in range(len(chain.slopes[0])):
+        rows = [
+            table[places[t]] for table, places in zip((starts, ends), chain.places, strict=True)
+        ]
+        for side, scaled in enumerate(chain.scaled):
+            if scaled is not None:
+                n = torch.zeros_like(rows[side][0])
+                n = n if scaled.direction is None else scaled.direction[t]
+                along = torch.outer(n, n) / len(n)
+                rows[side] = rows[side] @ (torch.eye(len(n)).double() - along) / scaled.scale[t]
+        n_ways = len(chain.slopes)
+        ways = zip(
+            chain.first * (n_ways // len(chain.first)),
+            chain.slopes,
+            chain.last * (n_ways // len(chain.last)),
+            strict=True,
+        )
+        weight = torch.stack([a @ torch.diag(slope[t]) @ b for a, slope, b in ways]).sum(0)
+        blocks.append(rows[0] @ weight @ rows[1].T)
+    return torch.stack(blocks)
+
+
 def test_gradcheck() -> None:
     tensors, rows = operands(2)
     flat = (tensors[0], *tensors[1], *tensors[2])
@@ -63,6 +147,13 @@ def test_no_active_latent_and_no_token_give_empty_blocks() -> None:
     reads, writes, _ = tensors
     empty = {name: indices[:0] for name, indices in rows.items()}
     assert jacobian_blocks(reads, writes, (torch.zeros(0, 9).double(),), **empty).shape == (0, 3, 4)
+    chain, starts, ends = links(1, "first", "none")
+    for cut in ((slice(None), slice(0)), (slice(0), slice(None))):
+        here = chain._replace(
+            slopes=(chain.slopes[0][cut[0]],), places=tuple(places[cut] for places in chain.places)
+        )
+        found = jacobian_chain(starts, ends, here)
+        assert found.shape == ((7, 0, 0) if cut[1] == slice(0) else (0, 3, 4))
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ OWNERS = {
     "jacobian_penalty": ("--jacobian-penalty", ("jacobian",)),
     "jacobian_share": ("--jacobian-share", ("jacobian",)),
     "jacobian_size": ("--jacobian-size", ("jacobian",)),
+    "jacobian_bfloat16": ("--jacobian-bfloat16", ("jacobian",)),
 }
 """Options by the architectures that have them."""
 
@@ -74,6 +75,7 @@ OWNERS = {
 @click.option(
     "--jacobian-share", type=float, help="jacobian: share of tokens the term is taken over."
 )
+@click.option("--jacobian-bfloat16", is_flag=True, help="jacobian: multiply in half precision.")
 # From what.
 @click.option("--from", "stored", help="A store, or a file of activations.")
 @click.option("--model", "model_name", help="Run this model instead of a store.")
@@ -176,6 +178,8 @@ def jacobian_config_of(options: dict[str, Any], model: Any) -> "JacobianConfig":
     fields = ("weight", "warmup", "penalty", "size", "share")
     names = {field: f"jacobian_{field}" for field in fields}
     given = _given(options, **names)
+    if options["jacobian_bfloat16"]:
+        given["multiply_in"] = "bfloat16"
     return JacobianConfig(
         each=each,
         layer=options["layer"],

@@ -170,7 +170,8 @@ def between(
     linear = promoted(way.linearize(seen.point), saes)
     tables = _tables_for(way, saes, linear, sides=(side_out, side_in), how=how)
     if tables is None:
-        values, bound = from_rows(linear, side_out, side_in, skip_below=how.skip_below)
+        rules = {"skip_below": how.skip_below, "memory": how.memory}
+        values, bound = from_rows(linear, side_out, side_in, **rules)
     else:
         values, bound = from_tables(linear, side_out, side_in, tables), 0.0
     exists = (side_out.indices >= 0)[..., None] & (side_in.indices >= 0)[:, None]

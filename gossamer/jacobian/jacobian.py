@@ -125,7 +125,7 @@ def jacobian_of_weights(
     W_enc: Float[Tensor, "D_out d_out"],
     in_indices: Int64[Tensor, "pos k_in"],
     out_indices: Int64[Tensor, "pos k_out"],
-    rows_at_once: int | None = None,
+    memory: int | None = None,
 ) -> Float[Tensor, "pos k_out k_in"]:
     """The same from weights and activations, differentiable in W_dec and W_enc.
 
@@ -136,8 +136,8 @@ def jacobian_of_weights(
         W_enc: what latents after it read of its output.
         in_indices: (pos, k_in) active latents before it.
         out_indices: (pos, k_out) active latents after it.
-        rows_at_once: rows of W_dec and W_enc that go through the weights together; None: all that
-            occur, each once, which is fastest where many tokens share their latents.
+        memory: bytes that the products of W_dec and W_enc may take where tokens share many latents;
+            None: what they need.
     """
     if W_dec.shape[1] != mlp.W_in.shape[1] or W_enc.shape[1] != mlp.W_out.shape[0]:
         raise ShapeError(
@@ -149,5 +149,4 @@ def jacobian_of_weights(
         Side(indices, torch.ones_like(indices).to(W), indices, lambda which, W=W: W[which])
         for indices, W in ((out_indices, W_enc), (in_indices, W_dec))
     ]
-    most = in_indices.numel() + out_indices.numel() if rows_at_once is None else rows_at_once
-    return from_rows(linear, sides[0], sides[1], rows_at_once=max(1, most))[0]
+    return from_rows(linear, sides[0], sides[1], memory=memory)[0]

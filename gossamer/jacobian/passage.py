@@ -200,10 +200,12 @@ class Linear:
     def to(self, like: Float[Tensor, "..."]) -> "Linear":
         """The same with the type of a tensor, where that is."""
         norms = [None if n is None else n.to(like) for n in (self.norm_in, self.norm_out)]
+        bare_out = self.bare_out.to(like)
         return Linear(
             tuple(way.to(like) for way in self.ways),
-            self.W_out.to(like),
-            self.bare_out.to(like),
+            # Folded again: what was folded in a narrower type is rounded.
+            self.W_out.to(like) if norms[1] is None else norms[1].after(bare_out),
+            bare_out,
             tuple(slope.to(like) for slope in self.slopes),
             norms[0],
             norms[1],

@@ -1,12 +1,20 @@
-"""The entries of a Jacobian, with the products of latents and weights made once or as needed.
+"""The entries of a Jacobian, in one of three ways.
 
     tables   reads = R W_out and writes = W W_wayᵀ for every latent, made once: a token then
              gathers its rows. With D_in and D_out latents and n_ways ways they are
              2 d_mlp (n_ways D_in d_in + D_out d_out) FLOP, and n_ways D_in + D_out rows of d_mlp.
-    rows     the same products for the latents that a few tokens need, each once, and forgotten.
+    chain    a token's rows of one side go through W_out, the slopes and W_way (or backwards, from
+             the other side), and meet those of the other side where these are: for n tokens
+             2 d_mlp n min(k_in, k_out) (d_out + n_ways d_in) FLOP. A norm on the way is two
+             numbers and a row for each token, which change the rows before and after.
+    shared   tables of the latents that occur, for one call: with U_in and U_out of them
+             2 d_mlp (n_ways U_in d_in + U_out d_out) FLOP, and gathering as from tables, where a
+             row costs as much as `READ` more rows of the products.
 
-A token has k rows on a side, so tables cost as much as the rows of D / k tokens: they are made when
-more tokens than that are asked for and they fit the memory allowed (`tables_pay`).
+A token has k rows on a side, so tables cost as much as the chain of D / k tokens: they are made
+when more tokens than that are asked for and they fit the memory allowed (`tables_pay`). Else the
+cheaper of the other two is taken (`sharing_pays`): latents must occur on several tokens each, since
+a chain gathers d_model numbers a row where the others gather d_mlp.
 
 Hidden units whose slopes are exactly 0 add nothing. Where at most a fifth of them have another
 slope, tokens go one by one through the others alone; `skip_below` does the same with slopes up to
@@ -22,14 +30,17 @@ from torch import Tensor
 
 from gossamer.jacobian.passage import Linear, Norm
 from gossamer.jacobian.sides import Side
-from gossamer.kernels.jacobian import jacobian_blocks
+from gossamer.kernels.jacobian import Chain, Scaled, jacobian_blocks, jacobian_chain
 from gossamer.kernels.pairs import Pairs, pair_products, read_pairs
 
-ROWS_AT_ONCE = 512
-"""Rows of a side that are projected together, at most, but at least one token's."""
+READ = 256
+"""Multiplications in a product that cost as much as gathering a number: measured in float32."""
 
 FEW_LIVE = 0.2
 """Share of hidden units with a slope below which going token by token is the faster way."""
+
+Rows = tuple[Float[Tensor, "_ _"], Int64[Tensor, "_ _"]]
+"""Rows of one side at the site, each once, and which of them belongs to each latent of a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,31 +106,78 @@ def from_rows(
     side_in: Side,
     *,
     skip_below: float = 0.0,
-    rows_at_once: int = ROWS_AT_ONCE,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n k_out k_in"], float]:
     """All entries, differentiable in the sides' rows, and a bound on what hidden units that were
-    left out for their small slopes could add."""
-    parts, bound = [], 0.0
+    left out for their small slopes could add. Products are made in `dtype` where that is given."""
     n_tokens = len(linear.slopes[0])
     # Not "> skip_below": a slope that is not a number counts.
     live = torch.stack([~(slope.abs() <= skip_below) for slope in linear.slopes]).any(0)
-    few = live.float().mean() <= FEW_LIVE if n_tokens else False
-    k = max(side_out.places.shape[1], side_in.places.shape[1], 1)
-    size = 1 if few else max(1, rows_at_once // k)
-    for first in range(0, n_tokens, size):
-        chunk = slice(first, first + size)
-        here, rows_out, rows_in = linear.at(chunk), side_out.among(chunk), side_in.among(chunk)
-        if few:
-            if skip_below > 0:
-                bound = max(bound, _bound(here, ~live[first], rows_out[0], rows_in[0]))
-            here = here.only(live[first].nonzero()[:, 0])
-        reads = (rows_out[0] @ here.W_out,)
-        writes = tuple(rows_in[0] @ way.T for way in here.ways)
-        out, into = (reads, rows_out[1], *rows_out), (writes, rows_in[1], *rows_in)
-        parts.append(_entries(here, _Operand(*out), _Operand(*into)))
-    if not parts:
-        return linear.slopes[0].new_zeros(0, side_out.places.shape[1], side_in.places.shape[1]), 0.0
+    if n_tokens == 0 or live.float().mean() > FEW_LIVE:
+        out, into = side_out.among(slice(None)), side_in.among(slice(None))
+        if dtype is None and sharing_pays(linear, out, into, memory=memory):
+            writes = tuple(into[0] @ way.T for way in linear.ways)
+            hidden = (
+                _Operand((out[0] @ linear.W_out,), out[1], *out),
+                _Operand(writes, into[1], *into),
+            )
+            return _entries(linear, *hidden), 0.0
+        return _chained(linear, out, into, dtype), 0.0
+    parts, bound = [], 0.0
+    for t in range(n_tokens):
+        token = slice(t, t + 1)
+        here, out, into = linear.at(token), side_out.among(token), side_in.among(token)
+        if skip_below > 0:
+            bound = max(bound, _bound(here, ~live[t], out[0], into[0]))
+        parts.append(_chained(here.only(live[t].nonzero()[:, 0]), out, into, dtype))
     return torch.cat(parts), bound
+
+
+def sharing_pays(linear: Linear, out: Rows, into: Rows, *, memory: int | None) -> bool:
+    """Whether tables of the latents that occur cost less than a chain, and fit."""
+    (n_tokens, k_out), k_in, n_ways = out[1].shape, into[1].shape[1], len(linear.ways)
+    d_out, d_in = out[0].shape[1], into[0].shape[1]
+    gathered = n_tokens * (k_out + n_ways * k_in)
+    shared = len(out[0]) * d_out + n_ways * len(into[0]) * d_in + READ * gathered
+    chained = n_tokens * min(k_out, k_in) * (d_out + n_ways * d_in)
+    numbers = (len(out[0]) + n_ways * len(into[0])) * linear.W_out.shape[1]
+    fits = memory is None or numbers * linear.W_out.element_size() <= memory
+    return shared < chained and fits
+
+
+def _chained(
+    linear: Linear, out: Rows, into: Rows, dtype: torch.dtype | None
+) -> Float[Tensor, "c k_out k_in"]:
+    """All entries by a chain, from the side with fewer latents a token."""
+    rows_out, W_out = out[0], linear.W_out
+    if linear.norm_out is not None:  # diag(gain) before, centring behind what differs by token
+        rows_out = rows_out * linear.norm_out.gain
+        W_out = linear.norm_out.centred(linear.bare_out)
+    sides = [(rows_out, out[1], linear.norm_out), (into[0], into[1], linear.norm_in)]
+    weights = [(W_out,), linear.ways]
+    backwards = out[1].shape[1] > into[1].shape[1]
+    if backwards:
+        sides.reverse()
+        weights = [tuple(way.T for way in linear.ways), (W_out.T,)]
+    (starts, start_places, before), (ends, end_places, behind) = sides
+    places, scaled = (start_places, end_places), (_scaled(before), _scaled(behind))
+    chain = Chain(weights[0], linear.slopes, weights[1], places, scaled, dtype)
+    entries = jacobian_chain(starts, ends, chain)
+    entries = entries.mT if backwards else entries
+    return entries + _past(out, into) if linear.skip else entries
+
+
+def _scaled(norm: Norm | None) -> Scaled | None:
+    """What of a norm differs by token."""
+    return None if norm is None else Scaled(norm.scale, None if norm.held else norm.normalized)
+
+
+def _past(out: Rows, into: Rows) -> Float[Tensor, "c k_out k_in"]:
+    """What latents after the MLP read of what latents before it write, past the MLP."""
+    ones = torch.ones(len(out[1]), out[0].shape[1]).to(out[0])
+    rows = {"out_rows": out[1], "in_rows": into[1]}
+    return jacobian_blocks(out[0], (into[0],), (ones,), **rows)
 
 
 def _rows_if_needed(
@@ -157,9 +215,7 @@ def _entries(linear: Linear, out: _Operand, into: _Operand) -> Float[Tensor, "c 
             more = through(norm.normalized @ linear.bare_out, tokens)
             entries = entries - more * _shares(norm, norm.normalized * norm.gain, out)[..., None]
     if linear.skip:
-        ones = torch.ones(len(tokens), out.rows.shape[1]).to(out.rows)
-        rows = {"out_rows": out.row_places, "in_rows": into.row_places}
-        entries = entries + jacobian_blocks(out.rows, (into.rows,), (ones,), **rows)
+        entries = entries + _past((out.rows, out.row_places), (into.rows, into.row_places))
     return entries
 
 
