@@ -44,6 +44,11 @@ def edits_of(model: gossamer.Model, size: float) -> dict[str, AbstractEdit]:
         "error": gossamer.Scale("blocks.1.hook_resid_pre/error@3", 1 + size),
         "direction": gossamer.Scale("blocks.1.hook_resid_pre", 1 + size, along=along, positions=1),
         "embedding": gossamer.Scale("hook_embed", 1 + size, positions=0),
+        "position": gossamer.Scale(
+            "hook_pos_embed" if "hook_pos_embed" in model.sites else "hook_embed",
+            1 + size,
+            positions=3,
+        ),
     }
 
 

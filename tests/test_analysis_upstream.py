@@ -271,9 +271,13 @@ def test_a_latent_is_read_before_its_own_splice(error, own) -> None:
     found = gossamer.analyze(model, IDS, node, sae, error=error, top=None)
     check_values_and_sums(plain, found, not own)
     edits = [gossamer.Scale(site, 3.0, latents=[unit]), gossamer.Ablate(f"{site}/error@{t}")]
-    if error != "dropped":
-        edited = gossamer.analyze(model, IDS, node, sae, edits, error=error, top=None)
-        check_values_and_sums(plain, edited, not own)
+    if error != "dropped":  # another request makes the pass splice
+        whole = gossamer.Choice(top=None)
+        mine = gossamer.Request(prompt=IDS, target=node, saes=sae, error=error, choice=whole)
+        other = gossamer.Request(prompt=IDS, target=3, saes=sae, error=error, edits=edits)
+        check_values_and_sums(plain, gossamer.analyze_batch(model, [mine, other])[0], not own)
+        with pytest.raises(SiteError, match="changes what its SAE writes"):
+            gossamer.analyze(model, IDS, node, sae, edits, error=error)
     head = f"blocks.0.attn.hook_z/2@{t}"
     written = gossamer.upstream(model, IDS, head, "v", target=node, saes=sae, error=error)
     close(written.value, plain.direct(head))

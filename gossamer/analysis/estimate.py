@@ -22,9 +22,11 @@ def estimated_change(clean: View, edits: Sequence[AbstractEdit]) -> float:
         part = edit.part or ("value" if edit.latents is None else "latents")
         groups.setdefault((edit.at, part), []).append(edit)
     for (site, part), some in groups.items():
-        if site not in clean.gradients:
+        # A position embedding is added to the token's, and so has its gradient.
+        of = "hook_embed" if site == "hook_pos_embed" else site
+        if of not in clean.gradients:
             continue  # the number does not depend on it
-        gradient = clean.gradients[site]
+        gradient = clean.gradients[of]
         if part == "latents":
             total += _of_latents(clean, site, some, gradient.flatten(1))
             continue

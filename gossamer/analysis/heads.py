@@ -60,8 +60,8 @@ def of_head(  # noqa: PLR0917  which head, in which run, and what it is read alo
         residual=residual,
         position=query,
         constant=constant(
-            f"{at}attn.hook_{direction.route}" if direction.route != "qk" else f"{at}attn",
-            query,
+            f"{at}attn.hook_{'attn_scores' if direction.route == 'qk' else direction.route}",
+            key if direction.route == "k" else query,
             "norms" in hold,
         ),
         times=2 if direction.route == "qk" else 1,

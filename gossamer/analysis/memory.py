@@ -12,6 +12,7 @@ Upper bounds, counted from the operations of a block; rows with edits count twic
 from collections.abc import Collection, Sequence
 
 from gossamer.analysis.passes import How, Job
+from gossamer.attribution.budget import readable
 from gossamer.errors import GossamerError
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE
@@ -33,8 +34,8 @@ def rows_at_once(model: Model, jobs: Sequence[Job], how: How, memory: int) -> in
     else:
         return len(jobs)
     raise GossamerError(
-        f"A prompt of {longest} tokens needs up to {need / 1e9:.2f} GB here, and "
-        f"{memory / 1e9:.2f} GB are allowed; shorten it, pass fewer SAEs, or allow more with "
+        f"A prompt of {longest} tokens needs up to {readable(need)} here, and "
+        f"{readable(memory)} are allowed; shorten it, pass fewer SAEs, or allow more with "
         "memory=."
     )
 

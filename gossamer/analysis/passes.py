@@ -188,6 +188,11 @@ def check_edits(job: Job, saes: Mapping[str, SparseCoder], model: Model) -> None
                 f"The edit at {edit.at} comes after what is explained, which is read at "
                 f"{job.reading.sites[0]}, and cannot change it; edit an earlier site."
             )
+        if (edit.latents is not None or edit.part) and edit.at == job.reading.splice:
+            raise SiteError(
+                f"The edit at {edit.at} changes what its SAE writes, after the pre-activation that "
+                "is explained was read, and cannot change it; edit an earlier site."
+            )
         for position in (*indices_of(edit.positions), *indices_of(edit.keys)):
             at_position(position, len(job.ids))
         if edit.part is not None and edit.at not in saes:

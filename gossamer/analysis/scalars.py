@@ -304,7 +304,7 @@ def _pair_norm(view: View, site: str) -> Float[Tensor, "query key n_heads"]:
     values = view.values if scale is None else {**view.values, name: torch.ones_like(scale)}
     written = (head_out(view.model.layout, values, site, v, h) for h in range(v.shape[1]))
     norms = torch.stack([w.norm(dim=-1) for w in written], -1)[None]
-    return _pattern(view, site) * (norms if scale is None else norms / scale[..., None])
+    return _pattern(view, site).abs() * (norms if scale is None else norms / scale[..., None])
 
 
 Metric = Callable[[View, str], Tensor]

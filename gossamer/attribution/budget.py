@@ -81,7 +81,7 @@ def at_once(sizes: Sizes, memory: int, device: torch.device) -> int:
     )
     raise GossamerError(
         f"{sizes.n_targets:,} × {sizes.n_sources:,} effects over {sizes.n_positions:,} positions "
-        f"need {_readable(need)}, and {_readable(memory)} are allowed. {advice} more with memory=."
+        f"need {readable(need)}, and {readable(memory)} are allowed. {advice} more with memory=."
     )
 
 
@@ -96,7 +96,8 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _readable(n_bytes: int) -> str:
+def readable(n_bytes: int) -> str:
+    """A number of bytes for people."""
     return (
         f"{max(n_bytes, 0) / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{max(n_bytes, 0) / 1e6:.2f} MB"
     )
