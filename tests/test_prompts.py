@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gossamer.errors import GossamerError, PromptError
+from gossamer.library import load_model
 from gossamer.models.model import Model
 from gossamer.models.prompts import as_prompts, bos_token, pad, single_token, tokenize
 from gossamer.splice import chosen_bos, run
@@ -239,3 +240,9 @@ def test_an_sae_that_says_otherwise_than_the_call_is_an_error() -> None:
 def test_saes_that_disagree_on_bos_can_run_on_ids_as_the_message_says() -> None:
     two = [sae_saying(False), sae_saying(True, "blocks.2.hook_resid_pre")]
     assert run(with_tokenizer("gpt2"), [EOT, 1], saes=two).tokens.tolist() == [[EOT, 1]]
+
+
+def test_messages_without_a_chat_template_are_refused_in_a_sentence() -> None:
+    model = load_model("pico-python")
+    with pytest.raises(PromptError, match="cannot render chat messages"):
+        model.tokenize([{"role": "user", "content": "x"}])

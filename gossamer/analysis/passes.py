@@ -307,7 +307,10 @@ def _alone(
 
 
 def _cut(site: str, value: Tensor, row: int, n: int) -> Tensor:
+    one_of_many = len(value) > 1
     value = value[row : row + 1].detach()
+    if one_of_many:  # a row that is kept does not keep the others
+        value = value.clone()
     if parse_site(site).kind in ("attn.hook_pattern", "attn.hook_attn_scores"):
         return value[:, :, :n, :n]
     return value[:, :n]

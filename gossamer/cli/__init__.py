@@ -18,6 +18,7 @@ from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.generate import generate_command
 from gossamer.cli.harvest import harvest_command
 from gossamer.cli.jacobian import jacobian_command
+from gossamer.cli.serve import serve_command
 from gossamer.cli.train import train_command
 from gossamer.errors import GossamerError
 
@@ -39,7 +40,7 @@ for _command in (
         evaluate_command,
         dashboard_command,
     ),
-    *(convert_command, bench_command),
+    *(serve_command, convert_command, bench_command),
 ):
     cli.add_command(_command)
 

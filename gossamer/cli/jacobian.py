@@ -42,8 +42,8 @@ def jacobian_command(prompt: str | None, model_name: str, **options: Any) -> Non
 
     \b
     Examples:
-      gossamer jacobian "def add(a, b):\\n    return a" --layer 2
-      gossamer jacobian --layer 2 --corpus stdlib --tokens 100000
+      gossamer jacobian "def add(a, b):\\n    return a" --layer 0
+      gossamer jacobian --layer 0 --corpus stdlib --tokens 100000
     """
     from gossamer.jacobian import jacobian_over, mlp_jacobian, sweeps
     from gossamer.jacobian.entries import How

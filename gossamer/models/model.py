@@ -47,8 +47,9 @@ class _Stop(Exception):
 
 
 class Model:
-    """A causal language model of a supported family, its tokenizer if there is one, and its
-    sites."""
+    """A causal language model of a supported family, its tokenizer if there is one, and its sites.
+
+    A run puts hooks on the model's modules, so one thread at a time uses a model."""
 
     def __init__(self, language_model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         config = language_model.config

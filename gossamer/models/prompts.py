@@ -99,7 +99,13 @@ def tokenize(tokenizer: Any, prompt: Prompt, bos: int | None) -> list[int]:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
     if prompt and isinstance(prompt[0], Mapping):
         template = _needed(tokenizer, prompt).apply_chat_template
-        rendered = template(list(prompt), tokenize=False, add_generation_prompt=True)
+        try:
+            rendered = template(list(prompt), tokenize=False, add_generation_prompt=True)
+        except ValueError as problem:
+            reason = str(problem).split(". ", 1)[0]
+            raise PromptError(
+                f"The tokenizer cannot render chat messages ({reason}); give a text instead."
+            ) from problem
         return tokenizer.encode(rendered, add_special_tokens=False)
     return [int(token) for token in prompt if not isinstance(token, Mapping)]
 
