@@ -56,9 +56,10 @@ training text.
 
 ## The Jacobian pair
 
-SAEs at `blocks.2.mlp.hook_in` and `blocks.2.hook_mlp_out`, trained together for few large
-derivatives between their latents (λ = {weight:g}, `docs/math.md`), beside the same pair with λ = 0.
-The numbers are those of `gossamer jacobian --layer 2 --corpus stdlib --tokens 131072`: entries a
+SAEs at `blocks.0.mlp.hook_in` and `blocks.0.hook_mlp_out`, trained together for few large
+derivatives between their latents (λ = {weight:g}, `log` with δ = 0.02; `docs/math.md`), beside the
+same pair with λ = 0.
+The numbers are those of `gossamer jacobian --layer 0 --corpus stdlib --tokens 131072`: entries a
 token, of {entries}, whose size is above a threshold in comparable units.
 
 {pair_table}

@@ -4,7 +4,7 @@
 
 The model: bits per byte of all held-out files, beside `xz -9` of the same bytes in one piece. The
 SAEs and transcoders: what `gossamer evaluate --context 512 --tokens 131072` says of them. The
-Jacobian pair: besides, what `gossamer jacobian --layer 2 --corpus stdlib --tokens 131072` counts,
+Jacobian pair: besides, what `gossamer jacobian --layer 0 --corpus stdlib --tokens 131072` counts,
 and both for the same pair trained without its Jacobian.
 """
 

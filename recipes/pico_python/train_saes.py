@@ -4,7 +4,7 @@
 
     resid            the residual stream before every block and after the last
     transcoders      what every MLP reads and writes, with a linear skip connection
-    jacobian         a pair around the MLP of block 2, trained for a sparse Jacobian
+    jacobian         a pair around the MLP of block 0, trained for a sparse Jacobian
     jacobian-plain   the same pair without that, to compare; it is not shipped
 
 Run again it goes on where it was stopped. Rows of BOS are trained on like any other, since a splice
@@ -24,18 +24,25 @@ from gossamer.activations import LiveActivations
 D_SAE = 2048
 K = 32
 CONTEXT = 512
-LAYER = 2
-"""Block of the Jacobian pair."""
+LAYER = 0
+"""Block of the Jacobian pair: its MLP is nearly linear (a linear map leaves 1.2 % of its variance),
+and zeroing it costs 8.6 nats."""
 
-WEIGHT = 1.0
-"""Weight of its Jacobian, a quarter of k² / (2 d_model): that costs so small a model too much."""
+WEIGHT = 1.4
+"""Weight of its Jacobian."""
+
+SIZE = 0.02
+"""Size from which an entry costs ever less (`log`), twice that above which entries are counted."""
+
+PAIR_BATCH = 2048
+"""Tokens of a step of the pair: twice the steps of 4096, which so short a run needs."""
 
 RESIDUAL = (*(f"blocks.{layer}.hook_resid_pre" for layer in range(4)), "blocks.3.hook_resid_post")
 MLPS = tuple((f"blocks.{n}.mlp.hook_in", f"blocks.{n}.hook_mlp_out") for n in range(4))
 RATES = {"resid": 2e-3, "transcoders": 3e-3, "jacobian": 2e-3, "jacobian-plain": 2e-3}
 """Adam's, by set."""
 
-PARTS = {"resid": 1.0, "transcoders": 0.5, "jacobian": 0.75, "jacobian-plain": 0.75}
+PARTS = {"resid": 1.0, "transcoders": 0.5, "jacobian": 0.5, "jacobian-plain": 0.5}
 """Share of --tokens that each SAE of a set sees."""
 
 
@@ -53,8 +60,14 @@ def config_of(name: str, n_tokens: int, seed: int) -> Any:
         return [replace(plain, site=site) for site in RESIDUAL]
     if name == "transcoders":
         return [replace(plain, site=site, site_out=out, skip=True) for site, out in MLPS]
-    weight = WEIGHT if name == "jacobian" else 0.0
-    return gossamer.JacobianConfig(each=plain, layer=LAYER, weight=weight, share=0.25)
+    return gossamer.JacobianConfig(
+        each=replace(plain, batch_tokens=PAIR_BATCH),
+        layer=LAYER,
+        weight=WEIGHT if name == "jacobian" else 0.0,
+        penalty="log",
+        size=SIZE,
+        share=0.125,
+    )
 
 
 def sites_of(name: str) -> tuple[str, ...]:
@@ -74,7 +87,7 @@ def sites_of(name: str) -> tuple[str, ...]:
     "--tokens",
     default=8_000_000,
     show_default=True,
-    help="Tokens each SAE sees, those of the pair three quarters of that.",
+    help="Tokens each SAE sees, those of transcoders and of the pair half of that.",
 )
 @click.option("--seed", default=0, show_default=True)
 def main(name: str, model: str, out: Path, **options: int) -> None:
