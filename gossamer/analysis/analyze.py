@@ -3,9 +3,10 @@
 Requests of one kind (SAEs, hold, error) share passes: as many in each as the memory allows.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gossamer.analysis.cost import Cost, measured
 from gossamer.analysis.directions import Direction, Route, Through, as_direction
@@ -162,35 +163,31 @@ def analyze_batch(
 ) -> list[Analysis]:
     """Several analyses, of prompts of any lengths, in one pass where they share SAEs, hold and
     error, and the memory allows. The results are those of single calls."""
-    groups: list[tuple[Any, How, list[int]]] = []
-    jobs: list[Job] = []
-    for number, request in enumerate(requests):
-        coders = as_saes(request.saes)
-        how, job = prepared(model, request, coders)
-        jobs.append(job)
-        key = (tuple((site, id(sae)) for site, sae in coders.items()), how.hold, how.error)
-        for known, _, members in groups:
-            if known == key:
-                members.append(number)
-                break
-        else:
-            groups.append((key, how, [number]))
-    found: dict[int, Analysis] = {}
-    allowed = free_memory(model.device) // 2 if memory is None else memory
-    for _, how, members in groups:
-        members = sorted(members, key=lambda number: len(jobs[number].ids))
-        while members:
-            some = rows_at_once(model, [jobs[number] for number in members], how, allowed)
-            now, members = members[:some], members[some:]
-            with measured(model.device) as cost:
-                rows = run_pass(model, [jobs[number] for number in now], how)
-            for number, pair in zip(now, rows, strict=True):
-                found[number] = _analysis(model, requests[number], jobs[number], pair, how, cost)
-    return [found[number] for number in range(len(requests))]
+    return analyze_prepared(model, [prepared(model, each) for each in requests], memory=memory)
 
 
-def prepared(model: Model, request: Request, coders: Mapping[str, SparseCoder]) -> tuple[How, Job]:
-    """A request, checked: what it has in common with others, and its own."""
+class Prepared(NamedTuple):
+    """A request, checked."""
+
+    request: Request
+    """What was asked."""
+
+    how: How
+    """What it has in common with others that may share its pass."""
+
+    job: Job
+    """Its own."""
+
+    @property
+    def key(self) -> Hashable:
+        """The same for requests that may share a pass."""
+        saes = tuple((site, id(sae)) for site, sae in self.how.saes.items())
+        return saes, self.how.hold, self.how.error
+
+
+def prepared(model: Model, request: Request) -> Prepared:
+    """A request, checked against the model before anything is computed."""
+    coders = as_saes(request.saes)
     check_saes(model, coders)
     Plan(error=request.error)  # refuses an unknown mode
     check_cut(model, request.choice.cut)
@@ -203,10 +200,30 @@ def prepared(model: Model, request: Request, coders: Mapping[str, SparseCoder]) 
     ids = model.tokenize(members[0], bos)
     check_prompt(ids, model.context_length, model.d_vocab)
     edits = (request.edits,) if isinstance(request.edits, AbstractEdit) else tuple(request.edits)
-    direction = _direction(request)
-    job = Job(ids, edits, reading(model, coders, direction, len(ids), hold))
+    job = Job(ids, edits, reading(model, coders, _direction(request), len(ids), hold))
     check_edits(job, coders, model)
-    return How(coders, hold, request.error), job
+    return Prepared(request, How(coders, hold, request.error), job)
+
+
+def analyze_prepared(
+    model: Model, ready: Sequence[Prepared], *, memory: int | None = None
+) -> list[Analysis]:
+    """`analyze_batch` of requests that were checked already."""
+    groups: dict[Hashable, list[int]] = {}
+    for number in sorted(range(len(ready)), key=lambda number: len(ready[number].job.ids)):
+        groups.setdefault(ready[number].key, []).append(number)
+    found: dict[int, Analysis] = {}
+    allowed = free_memory(model.device) // 2 if memory is None else memory
+    for members in groups.values():
+        how = ready[members[0]].how
+        while members:
+            some = rows_at_once(model, [ready[n].job for n in members], how, allowed)
+            now, members = members[:some], members[some:]
+            with measured(model.device) as cost:
+                rows = run_pass(model, [ready[n].job for n in now], how)
+            for number, pair in zip(now, rows, strict=True):
+                found[number] = _analysis(model, ready[number], pair, cost)
+    return [found[number] for number in range(len(ready))]
 
 
 def _direction(request: Request) -> Direction:
@@ -224,29 +241,21 @@ def _direction(request: Request) -> Direction:
     return replace(upstream, downstream=target)
 
 
-def _analysis(  # noqa: PLR0917  what was asked, and what was found
-    model: Model,
-    request: Request,
-    job: Job,
-    pair: tuple[Row, Row | None],
-    how: How,
-    cost: Cost,
-) -> Analysis:
+def _analysis(model: Model, ready: Prepared, pair: tuple[Row, Row | None], cost: Cost) -> Analysis:
     """The table of one request."""
-    row, clean = pair
-    _check_active(request, job, row, how.saes)
-    with measured(model.device) as own:
-        tokens = tuple(model.token_strings(job.ids))
-        view = view_of(row.trace, known=row.active)
-        changed = bool(job.edits) or how.error == "dropped"
-        subject = Subject(job.reading, row.value * job.reading.times, job.ids, tokens, changed)
-        cut, rows, sums = table(view, subject, request.choice)
-        beside, estimate = None, None
-        if clean is not None:
-            seen = view_of(clean.trace, known=clean.active)
-            estimate = estimated_change(seen, job.edits) / job.reading.times
-            unedited = replace(job, edits=())
-            beside = _analysis(model, request, unedited, (clean, None), how, cost)
+    (request, how, job), (row, clean) = ready, pair
+    _check_active(request, row, how.saes)
+    started = time.perf_counter()
+    tokens = tuple(model.token_strings(job.ids))
+    view = view_of(row.trace, known=row.active)
+    changed = bool(job.edits) or how.error == "dropped"
+    subject = Subject(job.reading, row.value * job.reading.times, job.ids, tokens, changed)
+    cut, rows, sums = table(view, subject, request.choice)
+    beside, estimate = None, None
+    if clean is not None:
+        seen = view_of(clean.trace, known=clean.active)
+        estimate = estimated_change(seen, job.edits) / job.reading.times
+        beside = _analysis(model, ready._replace(job=replace(job, edits=())), (clean, None), cost)
 
     def rows_at(nodes: list[str]) -> tuple[TableRow, ...]:
         return rows_named(view, subject, replace(request.choice, cut=cut), nodes)
@@ -266,14 +275,14 @@ def _analysis(  # noqa: PLR0917  what was asked, and what was found
         predictions=predictions(model, row),
         trace=row.trace,
         clean=beside,
-        seconds=cost.seconds + own.seconds,
+        seconds=cost.seconds + time.perf_counter() - started,
         peak_bytes=cost.peak_bytes,
         logits=row.logits,
         rows_at=rows_at,
     )
 
 
-def _check_active(request: Request, job: Job, row: Row, saes: Mapping[str, SparseCoder]) -> None:
+def _check_active(request: Request, row: Row, saes: Mapping[str, SparseCoder]) -> None:
     """SiteError for an upstream table of a latent that is not active."""
     if request.upstream is None or request.upstream.route != "pre":
         return

@@ -105,14 +105,10 @@ def compare(left: Analysis, right: Analysis | None = None, align: str = "start")
             "both the same cut=."
         )
     shift = 0 if align == "start" else len(right.tokens) - len(left.tokens)
-    names: dict[str, None] = {row.node: None for row in left.rows}
-    names |= {_moved(row.node, -shift, left) or f"right:{row.node}": None for row in right.rows}
-    pairs = []
-    for name in names:
-        if name.startswith("right:"):
-            pairs.append((None, name.removeprefix("right:")))
-        else:
-            pairs.append((name, _moved(name, shift, right)))
+    pairs = dict.fromkeys(
+        [(row.node, _moved(row.node, shift, right)) for row in left.rows]
+        + [(_moved(row.node, -shift, left), row.node) for row in right.rows]
+    )
     mine = {row.node: row for row in _rows(left, [a for a, _ in pairs if a is not None])}
     theirs = {row.node: row for row in _rows(right, [b for _, b in pairs if b is not None])}
     rows = [_row(a, b, mine, theirs) for a, b in pairs if a in mine or b in theirs]

@@ -17,13 +17,14 @@ from torch import Tensor
 from gossamer.analysis.logits import capped
 from gossamer.analysis.result import Analysis
 from gossamer.analysis.view import view_of
+from gossamer.analysis.writes import held_norm, out
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.mlps import mlp_of
 from gossamer.models.model import Model
 from gossamer.models.norms import visited_norm
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import remember
-from gossamer.saes.rows import read_rows, rows_are_constant, write_rows
+from gossamer.saes.rows import n_latents, read_rows, rows_are_constant, write_rows
 from gossamer.saes.sae import SparseCoder
 from gossamer.sites import parse_site
 from gossamer.splice import as_saes, check_saes
@@ -173,11 +174,10 @@ def _both_ends(
 
 def _logits_of(model: Model, written: Float[Tensor, " d_model"]) -> Float[Tensor, " d_vocab"]:
     """(C w ⊙ γ) W_Uᵀ."""
-    adapter, language_model = model.layout.adapter, model.language_model
-    norm = language_model.get_submodule(adapter.ln_final)
-    gain = adapter.gain_offset + norm.get_parameter("weight")
-    w = written - written.mean() if adapter.norm == "layer" else written
-    return language_model.get_output_embeddings().weight @ (w.to(gain) * gain)
+    language_model = model.language_model
+    norm = language_model.get_submodule(model.layout.adapter.ln_final)
+    moved = held_norm(model.layout, norm, written.new_ones(1, 1)).out(written[None])[0]
+    return language_model.get_output_embeddings().weight @ moved
 
 
 def _written(
@@ -189,8 +189,7 @@ def _written(
     width = model.width(site)
     if sae is not None:
         x = torch.zeros(1, model.width(sae.site_in), dtype=model.dtype, device=model.device)
-        d_sae = getattr(sae, "d_sae", 0) or sae.encode(x).shape[-1]
-        _check_unit(unit, d_sae, f"latent of the SAE at {site}")
+        _check_unit(unit, n_latents(sae, x), f"latent of the SAE at {site}")
         vector = write_rows(sae, torch.tensor([unit], device=model.device), x)[0].to(model.dtype)
     elif parsed.kind == "mlp.hook_post":
         _check_unit(unit, width, f"neuron of {site}")
@@ -201,17 +200,11 @@ def _written(
             f"{site} has no units to look through; name a site that an SAE given writes, or a "
             "blocks.N.mlp.hook_post."
         )
-    adapter = model.layout.adapter
-    part = {"attn.hook_z": adapter.attention.output, "mlp.hook_post": adapter.mlp.down}
-    post = {"attn.hook_z": adapter.ln1_post, "mlp.hook_post": adapter.ln2_post}.get(parsed.kind)
-    if parsed.kind in part and parsed.layer is not None:
-        module: Any = model.layout.part(parsed.layer, part[parsed.kind])
-        weight = module.weight if isinstance(module, torch.nn.Linear) else module.weight.T
-        vector = weight @ vector
-        if post is not None:
-            gain = model.layout.part(parsed.layer, post).get_parameter("weight")
-            vector = vector * (adapter.gain_offset + gain)
-    return vector
+    scales = {
+        f"blocks.{parsed.layer}.{name}.hook_scale": vector.new_ones(1, 1)
+        for name in ("ln1_post", "ln2_post")
+    }
+    return out(model.layout, scales, site, vector[None])[0]
 
 
 def _check_unit(unit: int, size: int, what: str) -> None:

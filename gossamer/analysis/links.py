@@ -173,10 +173,8 @@ def _latent_alone(view: View, node: NodeId) -> Float[Tensor, "pos width"]:
     here = (active.positions == node.position) & (active.units == node.unit)
     if not bool(here.any()):
         raise SiteError(f"Latent {node} is not active, so it writes nothing; name one that is.")
-    for chunk, rows in view.rows(node.site):
-        if bool(here[chunk].any()):
-            row = (rows * active.values[chunk, None])[here[chunk]].sum(0)
-            alone[node.position] = row.to(alone)
+    for chunk, rows in view.rows(node.site, here.nonzero()[:, 0]):
+        alone[node.position] = (rows * active.values[chunk, None])[0].to(alone)
     return alone
 
 

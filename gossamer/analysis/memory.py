@@ -11,7 +11,7 @@ Upper bounds, counted from the operations of a block; rows with edits count twic
 
 from collections.abc import Collection, Sequence
 
-from gossamer.analysis.passes import How, Job
+from gossamer.analysis.passes import How, Job, splices
 from gossamer.attribution.budget import readable
 from gossamer.errors import GossamerError
 from gossamer.models.model import Model
@@ -25,7 +25,7 @@ def rows_at_once(model: Model, jobs: Sequence[Job], how: How, memory: int) -> in
     for taken, job in enumerate(jobs):
         longest = max(longest, len(job.ids))
         rows += 2 if job.edits else 1
-        spliced |= _spliced(job, how)
+        spliced |= splices(how, job.edits)
         need = rows * bytes_of_row(model, longest, how, spliced)
         if need > memory and taken:
             return taken
@@ -52,9 +52,3 @@ def bytes_of_row(model: Model, n: int, how: How, spliced: Collection[str] = ()) 
     latents += 8 * sum(widths[site] for site in spliced if site in widths)
     logits = 3 * model.d_vocab
     return number * (n * (model.n_layers * block + latents) + logits)
-
-
-def _spliced(job: Job, how: How) -> set[str]:
-    """The SAEs that a request needs in its pass."""
-    edited = {edit.at for edit in job.edits}
-    return {site for site in how.saes if how.error != "attached" or site in edited}

@@ -19,7 +19,7 @@ from gossamer.analysis.logits import capped, logits_at
 from gossamer.analysis.reading import Reading, Seen, at_position
 from gossamer.analysis.view import Active
 from gossamer.attribution.targets import Logits
-from gossamer.edits import AbstractEdit, Detach, indices_of
+from gossamer.edits import AbstractEdit, Detach, edited_writers, indices_of
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import Model
@@ -103,7 +103,7 @@ def run_pass(model: Model, jobs: Sequence[Job], how: How) -> list[tuple[Row, Row
     ]
     sites = recorded(model, jobs, how.saes)
     held = [Detach(site) for site in model.held_sites(how.hold) if _upto(site, sites)]
-    spliced = _spliced(how, edits, sites)
+    spliced = {site: how.saes[site] for site in splices(how, edits) if _upto(site, sites)}
     settings: dict[int, BlockSetting] = {}
     with torch.enable_grad():
         plan = Plan((*edits, *held), tuple(sites), how.error, logits=False)
@@ -160,16 +160,9 @@ def _upto(site: str, sites: Sequence[str]) -> bool:
     return parse_site(site).order <= parse_site(sites[-1]).order
 
 
-def _spliced(
-    how: How, edits: Sequence[AbstractEdit], sites: Sequence[str]
-) -> dict[str, SparseCoder]:
-    """The SAEs whose splice changes something."""
-    edited = {edit.at for edit in edits}
-    return {
-        site: sae
-        for site, sae in how.saes.items()
-        if _upto(site, sites) and (how.error != "attached" or site in edited)
-    }
+def splices(how: How, edits: Sequence[AbstractEdit]) -> set[str]:
+    """The sites of the SAEs whose splice changes something."""
+    return set(how.saes) if how.error != "attached" else edited_writers(edits, how.saes)
 
 
 def check_edits(job: Job, saes: Mapping[str, SparseCoder], model: Model) -> None:

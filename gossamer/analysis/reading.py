@@ -115,4 +115,5 @@ def read_before(model: Model, site: str) -> str:
 
 
 def constant(name: str, position: int, affine: bool) -> str:
+    """The id of the row of what of s no node of the stream gives."""
     return f"{name}/{'bias' if affine else 'remainder'}@{position}"

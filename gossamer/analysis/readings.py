@@ -2,6 +2,7 @@
 their own files."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -26,14 +27,17 @@ from gossamer.analysis.reading import (
 )
 from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
+from gossamer.saes.rows import rows_are_constant
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_node, parse_site
 
 _UNITS = ("mlp.hook_post", "mlp.hook_pre")
 """Sites whose coordinates are neurons."""
 
-_AFFINE = ("mlp.hook_in", "ln2.hook_normalized", "ln1.hook_normalized", FINAL, "attn.hook_q")
-_AFFINE = (*_AFFINE, "attn.hook_k", "attn.hook_v")
+_AFFINE = (
+    *("ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v"),
+    *("ln2.hook_normalized", "mlp.hook_in", FINAL),
+)
 """Kinds of site between which and the stream there is nothing but a norm and a projection."""
 
 
@@ -52,7 +56,7 @@ def reading(  # noqa: PLR0917  what is read, and in which run
     if isinstance(direction, Through):
         if direction.route == "pre":
             found = _of_node(model, saes, NodeValue(direction.node), n, hold)
-            return _renamed(found, direction)
+            return replace(found, direction=direction)
         along = None
         if direction.route == "v":
             if direction.downstream is None:
@@ -63,18 +67,6 @@ def reading(  # noqa: PLR0917  what is read, and in which run
             along = reading(model, saes, as_direction(direction.downstream), n, hold)
         return of_head(model, direction, n, hold, along)
     return of_logits(model, direction, n, hold)
-
-
-def _renamed(found: Reading, direction: Direction) -> Reading:
-    return Reading(
-        direction=direction,
-        sites=found.sites,
-        residual=found.residual,
-        position=found.position,
-        constant=found.constant,
-        of=found.of,
-        splice=found.splice,
-    )
 
 
 def _of_node(  # noqa: PLR0917  the arguments of `reading`
@@ -91,7 +83,8 @@ def _of_node(  # noqa: PLR0917  the arguments of `reading`
     if node.site in saes:
         sae = saes[node.site]
         site, value = sae.site_in, _latent_value(sae, unit, position, direction)
-        affine = (_is_affine(site) or is_residual(site)) and _is_linear(sae, hold)
+        is_near = is_residual(site) or parse_site(site).kind in _AFFINE
+        affine = is_near and rows_are_constant(sae)
         sites = (site, read_before(model, site))
     else:
         model.check_site(node.site)
@@ -120,16 +113,6 @@ def _of_node(  # noqa: PLR0917  the arguments of `reading`
         of=value,
         splice=node.site if site == node.site and is_residual(site) else None,
     )
-
-
-def _is_affine(site: str) -> bool:
-    parsed = parse_site(site)
-    return parsed.kind in _AFFINE
-
-
-def _is_linear(sae: SparseCoder, hold: tuple[str, ...]) -> bool:
-    """Whether a latent's pre-activation is affine in what its SAE reads."""
-    return isinstance(sae, SAE) and sae.normalization in ("none", "center")
 
 
 def _coordinate(site: str, position: int, unit: int) -> Value:

@@ -13,7 +13,7 @@ from gossamer.errors import GossamerError
 from gossamer.kernels.sparse import offsets_of_counts, sparse_decode
 from gossamer.models.model import Model
 from gossamer.saes.normalization import output_scale
-from gossamer.saes.rows import write_rows
+from gossamer.saes.rows import n_latents, write_rows
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_site
 from gossamer.splice import Trace, flat
@@ -105,14 +105,17 @@ class View:
 
     def d_sae(self, site: str) -> int:
         """How many latents the SAE that writes `site` has."""
-        return _d_sae(self.saes[site], self.read_by(site))
+        return n_latents(self.saes[site], self.read_by(site))
 
-    def rows(self, site: str) -> Iterator[tuple[slice, Float[Tensor, "n width"]]]:
-        """What the active latents write at `site` per unit of activation, some at a time."""
-        active, sae = self.active(site), self.saes[site]
-        x = self.read_by(site)
-        for first in range(0, len(active.units), PAIRS_AT_ONCE):
-            chunk = slice(first, first + PAIRS_AT_ONCE)
+    def rows(
+        self, site: str, some: Int64[Tensor, " n_some"] | None = None
+    ) -> Iterator[tuple[Int64[Tensor, " c"], Float[Tensor, "c width"]]]:
+        """(which of the active latents, what each writes at `site` per unit of activation), a chunk
+        at a time, of some of them or all."""
+        active, sae, x = self.active(site), self.saes[site], self.read_by(site)
+        if some is None:
+            some = torch.arange(len(active.units), device=active.units.device)
+        for chunk in some.split(PAIRS_AT_ONCE) if len(some) else ():
             yield chunk, write_rows(sae, active.units[chunk], x[active.positions[chunk]])
 
     def dotted(self, site: str, along: Float[Tensor, "pos width"]) -> Float[Tensor, " n"]:
@@ -120,12 +123,10 @@ class View:
         active = self.active(site)
         out = active.values.new_zeros(len(active.values))
         # A direct effect is 0 but at a few positions; their latents alone are worth gathering.
-        counts = along.any(1)[active.positions].nonzero()[:, 0]
-        for first in range(0, len(counts), PAIRS_AT_ONCE):
-            some = counts[first : first + PAIRS_AT_ONCE]
-            positions = active.positions[some]
-            rows = write_rows(self.saes[site], active.units[some], self.read_by(site)[positions])
-            out[some] = (rows * along[positions].to(rows)).sum(1) * active.values[some]
+        there = along.any(1)[active.positions].nonzero()[:, 0]
+        for chunk, rows in self.rows(site, there):
+            read = (rows * along[active.positions[chunk]].to(rows)).sum(1)
+            out[chunk] = read * active.values[chunk]
         return out
 
     def pieces(self, site: str) -> dict[str, Float[Tensor, "pos width"]]:
@@ -151,7 +152,7 @@ class View:
             if plain:
                 error = self._error(site, value - (by_latents + bias).to(value))
                 return {"error": error, **found}
-        dense = by_latents.new_zeros(self.n, _d_sae(sae, x))
+        dense = by_latents.new_zeros(self.n, n_latents(sae, x))
         dense[active.positions, active.units] = active.values.to(dense)
         decoded = sae.decode(dense, x)
         found["remainder"] = (decoded - by_latents - bias).to(value)
@@ -208,7 +209,3 @@ def view_of(trace: Trace, prompt: int = 0, known: Mapping[str, Active] | None = 
 
 def _dtype(sae: SparseCoder, value: Tensor) -> torch.dtype:
     return torch.promote_types(getattr(sae, "dtype", value.dtype), value.dtype)
-
-
-def _d_sae(sae: SparseCoder, x: Tensor) -> int:
-    return sae.d_sae if isinstance(sae, SAE) else sae.encode(x[:1]).shape[-1]

@@ -1,6 +1,6 @@
 """Changes at a site, as values."""
 
-from gossamer.edits.apply import apply_edits, resolved
+from gossamer.edits.apply import apply_edits, edited_writers, resolved
 from gossamer.edits.edit import (
     PATTERNS,
     Ablate,
@@ -30,6 +30,7 @@ __all__ = [
     "Steer",
     "apply_edits",
     "chosen_indices",
+    "edited_writers",
     "indices_of",
     "resolved",
     "unit_fields",

@@ -46,6 +46,16 @@ def resolved(edits: Iterable[AbstractEdit], written: Collection[str]) -> tuple[A
     )
 
 
+def edited_writers(edits: Iterable[AbstractEdit], written: Collection[str]) -> set[str]:
+    """The sites of these SAEs whose latents or error some edit changes: without that, a splice with
+    its error recomputed writes what it finds."""
+    return {
+        edit.at
+        for edit in resolved(edits, written)
+        if edit.latents is not None or edit.part is not None
+    }
+
+
 def apply_edits(
     edits: Iterable[AbstractEdit],
     value: Float[Tensor, "batch ..."],

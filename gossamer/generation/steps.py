@@ -25,6 +25,7 @@ from gossamer.edits import (
     Set,
     Steer,
     chosen_indices,
+    edited_writers,
     indices_of,
     resolved,
 )
@@ -98,11 +99,7 @@ def needed(
 ) -> dict[str, SparseCoder]:
     """The SAEs that can change a number: with its error recomputed, one whose latents and error
     nobody edits writes exactly what it finds."""
-    edited = {
-        edit.at
-        for edit in resolved(edits, saes)
-        if edit.latents is not None or edit.part is not None
-    }
+    edited = edited_writers(edits, saes)
     if error not in ("attached", "detached") or not edited <= saes.keys():
         return dict(saes)  # where an edit finds no SAE, the run says which there are
     return {site: sae for site, sae in saes.items() if site in edited}

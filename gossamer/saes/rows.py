@@ -33,6 +33,11 @@ def write_rows(
     return torch.stack([_derivative(sae, x[i], int(indices[i])) for i in range(len(indices))])
 
 
+def n_latents(sae: SparseCoder, x: Float[Tensor, "n d_in"]) -> int:
+    """How many latents an SAE has; a user's own is asked with an input."""
+    return sae.d_sae if isinstance(sae, SAE) else sae.encode(x[:1]).shape[-1]
+
+
 def rows_are_constant(sae: SparseCoder) -> bool:
     """Whether a latent's rows are the same at every point."""
     return isinstance(sae, SAE) and sae.normalization in ("none", "center")

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from gossamer.analysis.analyze import Request, analyze_batch, prepared
+from gossamer.analysis.analyze import Prepared, Request, analyze_prepared, prepared
 from gossamer.analysis.result import Analysis
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.model import Model
 from gossamer.server import faults
 from gossamer.server.faults import Refusal
-from gossamer.splice import as_saes
 
 
 class Level(IntEnum):
@@ -196,7 +195,7 @@ class Worker:
 
     def _analyze(self, tasks: Sequence[Task]) -> None:
         """Several analyses in one pass; each is checked before, so that a mistake stays alone."""
-        ready: list[tuple[Task, Request]] = []
+        ready: list[tuple[Task, Prepared]] = []
         for task in tasks:
             try:
                 ready.append((task, checked(self.model, task.work(lambda: None))))
@@ -205,41 +204,39 @@ class Worker:
         self.analyses += len(ready)
         if len(ready) > 1:
             try:
-                found = self._pass([request for _, request in ready])
+                found = self._pass([one for _, one in ready])
             except Exception:  # one spoils it for the others: find out which
                 found = []
             if found:
                 for (task, _), analysis in zip(ready, found, strict=True):
                     task.answer.set_result(analysis)
                 return
-        for task, request in ready:
-            _settle(task, lambda request=request: self._alone(request))
+        for task, one in ready:
+            _settle(task, lambda one=one: self._alone(one))
 
-    def _alone(self, request: Request) -> Analysis:
+    def _alone(self, one: Prepared) -> Analysis:
         try:
-            return self._pass([request])[0]
+            return self._pass([one])[0]
         except SiteError:
-            if request.upstream is None:
+            if one.request.upstream is None:
                 raise
             with faults.field("upstream"):  # a latent that turned out not to be active
                 raise
 
-    def _pass(self, requests: Sequence[Request]) -> list[Analysis]:
+    def _pass(self, ready: Sequence[Prepared]) -> list[Analysis]:
         self.passes += 1
-        return analyze_batch(self.model, requests, memory=self.memory)
+        return analyze_prepared(self.model, ready, memory=self.memory)
 
 
-def checked(model: Model, request: Request) -> Request:
+def checked(model: Model, request: Request) -> Prepared:
     """The request, when it can be computed. GossamerError says which field is wrong."""
-    coders = as_saes(request.saes)
     try:
-        prepared(model, request, coders)
+        return prepared(model, request)
     except GossamerError as mistake:
         if faults.field_of(mistake) is None:
             with faults.field(_field_of(model, request)):
                 raise
         raise
-    return request
 
 
 def _field_of(model: Model, request: Request) -> str:
@@ -253,7 +250,7 @@ def _field_of(model: Model, request: Request) -> str:
     }
     for name, fewer in less.items():
         try:
-            prepared(model, fewer, as_saes(request.saes))
+            prepared(model, fewer)
         except GossamerError:
             continue
         return name

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gossamer.analysis.analyze import analyze_batch
+from gossamer.analysis.analyze import analyze_prepared
 from gossamer.analysis.cost import measured
 from gossamer.analysis.derived import scalars
 from gossamer.analysis.lens import logit_lens
@@ -44,7 +44,7 @@ def batch_answer(
         turn(first, len(requests))
         part = requests[first : first + state.config.group]
         for found, asked in zip(
-            analyze_batch(model, part, memory=state.config.memory),
+            analyze_prepared(model, part, memory=state.config.memory),
             body.requests[first:],
             strict=False,
         ):
