@@ -71,6 +71,14 @@ def test_values_of_other_runs_are_put_in(model: gossamer.Model) -> None:
     assert got["left"]["value"] == pytest.approx(found.value, rel=1e-5)
 
 
+def test_a_node_without_a_position_is_edited_at_every_token(model: gossamer.Model) -> None:
+    got = as_json(PROMPT, "--target", ".", "--saes", "none", "--ablate", "blocks.1.attn.hook_z/2")
+    edit = gossamer.Ablate("blocks.1.attn.hook_z", units=2)
+    assert got["left"]["value"] == pytest.approx(
+        gossamer.analyze(model, TEXT, ".", edits=edit).value, rel=1e-5
+    )
+
+
 def test_upstream_compare_and_table(model: gossamer.Model) -> None:
     score = "blocks.2.attn.hook_z/1@9<-4"
     got = as_json(PROMPT, "--saes", "none", "--upstream", score, "--through", "q")
@@ -98,6 +106,8 @@ def test_every_direction_has_a_name(direction: str) -> None:
         (("--target", "foo bar baz"), "is not one token but 4"),
         (("--ablate", "blocks.9.hook_resid_pre/3@2"), "has blocks 0..3"),
         (("--ablate", "nonsense"), "No site"),
+        (("--ablate", "blocks.1.attn.hook_z/x"), "--ablate takes SITE/UNIT"),
+        (("--ablate", "blocks.1.nonsense/3@2"), "No site"),
         (("--ablate", "blocks.1.attn.hook_z/2@99"), "Position 99"),
         (("--node", "blocks.1.mlp.hook_post/3@99"), "Position 99"),
         (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gossamer.cli.options import Count
+from gossamer.cli.options import Count, loaded, model_options, node_fields, set_to
 from gossamer.errors import GossamerError
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ DIRECTIONS = ("logit", "minus-mean", "probability", "log-probability", "kl")
 )
 @click.option("--node", default=None, metavar="NODE", help="A neuron's or latent's value instead.")
 @click.option("--position", default=-1, show_default=True, help="Where the tokens are predicted.")
-@click.option("--model", "model_name", default="pico-python", show_default=True)
+@model_options
 @click.option(
-    "--saes",
-    "saes_name",
-    default=None,
-    help="Bundled set or directory, or none; default: the model's own.",
+    "--ablate",
+    multiple=True,
+    metavar="NODE",
+    help="Set to zero: SITE/UNIT[@POSITION] (repeatable).",
 )
-@click.option("--ablate", multiple=True, metavar="NODE", help="Set to zero (repeatable).")
 @click.option(
     "--set", "settings", multiple=True, metavar="NODE=VALUE", help="Set to VALUE (repeatable)."
 )
@@ -93,12 +92,8 @@ def analyze_command(prompt: str, **options: Any) -> None:
     """
     from gossamer.analysis.analyze import analyze_batch
     from gossamer.analysis.compare import compare
-    from gossamer.library import load_model, load_saes
 
-    model = load_model(options["model_name"])
-    saes = None
-    if options["saes_name"] != "none":
-        saes = load_saes(options["saes_name"] or options["model_name"])
+    model, saes = loaded(options["model_name"], options["saes_name"])
     texts = [prompt] if options["other"] is None else [prompt, options["other"]]
     edits = _edits(model, saes, options)
     found = analyze_batch(model, [_request(text, saes, edits, options) for text in texts])
@@ -118,25 +113,24 @@ def analyze_command(prompt: str, **options: Any) -> None:
 def _edits(model: Any, saes: Any, options: dict[str, Any]) -> "list[AbstractEdit]":
     """The changes that were named."""
     from gossamer.activations.means import means
-    from gossamer.edits import Ablate, Patch, Set
+    from gossamer.edits import Ablate, Patch
     from gossamer.splice import run
 
-    edits: list[AbstractEdit] = [Ablate(node) for node in options["ablate"]]
-    for text in options["settings"]:
-        node, number = _halves("--set", "VALUE", text)
-        try:
-            value = float(number)
-        except ValueError as problem:
-            raise GossamerError(f'--set takes NODE=VALUE, got "{text}".') from problem
-        edits.append(Set(node, value))
+    edits: list[AbstractEdit] = [
+        *(Ablate(**node_fields("--ablate", node, whole=True)) for node in options["ablate"]),
+        *(set_to("--set", "NODE", text) for text in options["settings"]),
+    ]
     for node in options["mean"]:
-        site = Ablate(node).at
+        fields = node_fields("--mean", node)
+        site = Ablate(**fields).at
         sites = [] if site in (saes or {}) else [site]
-        edits.append(Patch(node, means(model, options["corpus"], sites, saes, options["tokens"])))
+        found = means(model, options["corpus"], sites, saes, options["tokens"])
+        edits.append(Patch(source=found, **fields))
     for text in options["resample"]:
         node, prompt = _halves("--resample", "PROMPT", text)
-        site = Ablate(node).at
-        edits.append(Patch(node, run(model, prompt.replace("\\n", "\n"), saes, record=site)))
+        fields = node_fields("--resample", node)
+        other = run(model, prompt.replace("\\n", "\n"), saes, record=Ablate(**fields).at)
+        edits.append(Patch(source=other, **fields))
     return edits
 
 

@@ -1,15 +1,13 @@
 """`gossamer generate`: let a model go on with a text while latents are set or ablated."""
 
 import json
-import math
-import re
 import sys
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gossamer.errors import GossamerError
+from gossamer.cli.options import node_fields, set_to
 
 if TYPE_CHECKING:
     from gossamer.edits import AbstractEdit
@@ -67,11 +65,15 @@ def generate_command(prompt: str, model_name: str, saes_name: str | None, **opti
     """
     from tqdm import tqdm
 
+    from gossamer.edits import Ablate
     from gossamer.generation.generate import generate
     from gossamer.generation.result import Generation
     from gossamer.library import load_model, load_saes
 
-    edits = [*map(_steered, options["steer"]), *map(_ablated, options["ablate"])]
+    edits: list[AbstractEdit] = [
+        *(set_to("--steer", "SITE/LATENT", text) for text in options["steer"]),
+        *(Ablate(**node_fields("--ablate", text)) for text in options["ablate"]),
+    ]
     model = load_model(model_name)
     of_saes = any(edit.units is None and edit.keys is None for edit in edits)
     wanted = of_saes or saes_name is not None or options["error"] == "dropped"
@@ -100,39 +102,6 @@ def generate_command(prompt: str, model_name: str, saes_name: str | None, **opti
         _print_texts(prompt.replace("\\n", "\n"), found)
         if options["as_table"]:
             _print_table(found)
-
-
-def _steered(text: str) -> "AbstractEdit":
-    """SITE/LATENT=VALUE as an edit."""
-    from gossamer.edits import Set, unit_fields
-
-    match = re.fullmatch(r"([^/@=]+)/([0-9]{1,9})=(.+)", text)
-    try:
-        value = float(match[3]) if match else math.nan
-    except ValueError:
-        value = math.nan
-    if match is None or not math.isfinite(value):
-        raise GossamerError(
-            "--steer takes SITE/LATENT=VALUE such as blocks.2.hook_resid_pre/1740=20, got "
-            f'"{text}".'
-        )
-    return Set(match[1], value, **unit_fields(match[1], int(match[2])))
-
-
-def _ablated(text: str) -> "AbstractEdit":
-    """SITE/UNIT, or a node's id, as an edit."""
-    from gossamer.edits import Ablate, unit_fields
-
-    match = re.fullmatch(r"([^/@=]+)/([0-9]{1,9}|error)(@[0-9]{1,9}(<-[0-9]{1,9})?)?", text)
-    if match is None:
-        raise GossamerError(
-            "--ablate takes SITE/UNIT or SITE/UNIT@POSITION such as "
-            f'blocks.2.hook_resid_pre/1740@3, the unit a number or error, got "{text}".'
-        )
-    if match[3]:
-        return Ablate(text)
-    unit = match[2] if match[2] == "error" else int(match[2])
-    return Ablate(match[1], **unit_fields(match[1], unit))
 
 
 def _print_texts(prompt: str, found: "Generation") -> None:

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import click
 
+from gossamer.cli.options import loaded, model_options
 from gossamer.errors import GossamerError
 
 
 @click.command("serve", short_help="The functions over HTTP, on this machine.")
-@click.option("--model", "model_name", default="pico-python", show_default=True)
-@click.option(
-    "--saes",
-    "saes_name",
-    default=None,
-    help="Bundled set or directory, or none; default: the model's own.",
-)
+@model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", default=8410, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
@@ -52,7 +47,6 @@ def serve_command(  # noqa: PLR0913, PLR0917  click passes options by name
     Example:
       gossamer serve --port 8410 --workspace runs/workspace
     """
-    from gossamer.library import load_model, load_saes
     from gossamer.server.app import create_app, serve
     from gossamer.server.config import LOOPBACK, ServerConfig
 
@@ -60,10 +54,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  click passes options by name
         token = secrets.token_urlsafe(24)
     config = ServerConfig(host=host, token=token, allow_hosts=allow_hosts)
     with _listening(host, port) as bound:
-        model = load_model(model_name, device=device)
-        saes = None
-        if saes_name != "none":
-            saes = load_saes(saes_name or model_name, device=device)
+        model, saes = loaded(model_name, saes_name, device)
         app = create_app(model, saes, workspace, config)
         shown = f"[{host}]" if ":" in host else host
         query = "" if token is None else f"/?token={token}"
