@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ORDER = (
-    *("errors", "sites"),  # words
+    *("errors", "machine", "sites"),  # words
     *("kernels", "distributed", "metrics", "views", "graph", "edits"),  # tensors: no model, no SAE
     *("saes", "models"),  # parts
     *("splice", "generation", "corpus", "activations"),  # runs: where they meet

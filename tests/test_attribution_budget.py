@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import gossamer
-from gossamer.attribution.budget import Sizes, at_once, free_memory
+from gossamer.attribution.budget import Sizes, at_once
 from gossamer.errors import GossamerError
+from gossamer.machine import free_memory
 from tests.tiny_models import tiny_model
 from tests.tiny_saes import tiny_sae
 

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from gossamer.analysis.cost import Cost, measured
 from gossamer.analysis.directions import Direction, Route, Through, as_direction
 from gossamer.analysis.estimate import estimated_change
 from gossamer.analysis.memory import rows_at_once
@@ -18,10 +17,10 @@ from gossamer.analysis.result import Analysis, TableRow
 from gossamer.analysis.table import Choice, Subject, check_cut, rows_named, table
 from gossamer.analysis.view import view_of
 from gossamer.analysis.words import described
-from gossamer.attribution.budget import free_memory
 from gossamer.attribution.targets import Logits
 from gossamer.edits import AbstractEdit
 from gossamer.errors import GossamerError, SiteError
+from gossamer.machine import Cost, free_memory, measured
 from gossamer.models.model import HOLDABLE, Model
 from gossamer.models.prompts import are_many, as_prompts, check_prompt
 from gossamer.saes.sae import SAE, SparseCoder

@@ -12,8 +12,8 @@ Upper bounds, counted from the operations of a block; rows with edits count twic
 from collections.abc import Collection, Sequence
 
 from gossamer.analysis.passes import How, Job, splices
-from gossamer.attribution.budget import readable
 from gossamer.errors import GossamerError
+from gossamer.machine import readable
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE
 

@@ -8,13 +8,12 @@ b bytes a number, n positions, d residual width, m MLP width, H heads. The facto
 counted from the operations of a block and compared with measured peaks (docs/log.md).
 """
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from gossamer.errors import GossamerError
+from gossamer.machine import readable
 
 ROWS_ON_CPU = 1024
 """Products × positions at once on a CPU: more leaves its caches and is slower."""
@@ -82,22 +81,4 @@ def at_once(sizes: Sizes, memory: int, device: torch.device) -> int:
     raise GossamerError(
         f"{sizes.n_targets:,} × {sizes.n_sources:,} effects over {sizes.n_positions:,} positions "
         f"need {readable(need)}, and {readable(memory)} are allowed. {advice} more with memory=."
-    )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")
-    if table.exists():
-        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def readable(n_bytes: int) -> str:
-    """A number of bytes for people."""
-    return (
-        f"{max(n_bytes, 0) / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{max(n_bytes, 0) / 1e6:.2f} MB"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.attribution.budget import Sizes, at_once, free_memory
+from gossamer.attribution.budget import Sizes, at_once
 from gossamer.attribution.effects import Edges
 from gossamer.attribution.nodes import (
     Clean,
@@ -37,6 +37,7 @@ from gossamer.attribution.products import (
 )
 from gossamer.attribution.targets import Latents, Source, Target
 from gossamer.errors import GossamerError, SiteError
+from gossamer.machine import free_memory
 from gossamer.models.between import Between
 from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import HOLDABLE, Model

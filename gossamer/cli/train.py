@@ -287,13 +287,14 @@ def _whole(value: float) -> int | float:
 
 def _model(options: dict[str, Any]) -> Any:
     """The model that --model names; None without it."""
-    from gossamer.training.settled import device_of
+    from gossamer.machine import device_of
 
     stored, name = options["stored"], options["model_name"]
     both = stored is not None and name is not None and options["kind"] != "jacobian"
     if both or (stored is None and name is None):
         raise GossamerError("Give either --from, a store or file, or --model with --site.")
-    device_of(options["device"])
+    if options["device"] is not None:
+        device_of(options["device"])
     if name is None:
         return None
     from gossamer.library import load_model

@@ -14,8 +14,8 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from gossamer.jacobian.passage import Linear
 from gossamer.jacobian.products import from_rows
 from gossamer.jacobian.sides import Side
 from gossamer.kernels.jacobian import jacobian_blocks, jacobian_loop
+from gossamer.machine import device_of, measured
 
 FORWARD_TOKENS = 1024
 """Tokens of the yardstick."""
@@ -105,7 +106,7 @@ def bench_jacobian(
 ) -> Iterator[Timing]:
     """Time each way. GossamerError when results differ, or the device is not there."""
     sizes = Sizes() if sizes is None else sizes
-    place = _device(device)
+    place = device_of(device)
     generator = torch.Generator(place).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -219,50 +220,19 @@ def _timed(  # noqa: PLR0917  what is timed, and how
         _wait(device)
         if number >= min(10, runs):
             times.append(1e3 * (time.perf_counter() - started))
-    peak = _peak_bytes(call, device)
+    with suppress(OSError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before counts anew
+    with measured(device) as cost:
+        call()
     return Timing(
         way=way,
         runs=runs,
         milliseconds=tuple(times),
-        bytes=None if peak is None else kept_bytes + peak,
+        bytes=None if cost.peak_bytes is None else kept_bytes + cost.peak_bytes,
         note=note,
     )
-
-
-def _peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """How much more memory one call has at its peak; None where that cannot be seen."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before counts anew
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now what there is
-        before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
-    except OSError:
-        return None
-
-
-def _status(name: str) -> int:
-    """A number of bytes that the kernel keeps of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _device(name: str) -> torch.device:
-    """GossamerError when there is no such device here."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise GossamerError(f"There is no device {name!r} here ({reason}); try cpu.") from error
-    return device

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import FormatError, GossamerError
+from gossamer.machine import device_of
 from gossamer.models.model import Model
 from gossamer.saes.files import is_native, load_native
 from gossamer.saes.sae import SAE
@@ -41,7 +42,7 @@ from gossamer.training.interrupt import Interrupt
 from gossamer.training.joint import JacobianConfig, Joint, jacobian_term
 from gossamer.training.progress import Bar, Callback, Clock
 from gossamer.training.schedules import learning_rate
-from gossamer.training.settled import device_of, settled, source_of
+from gossamer.training.settled import settled, source_of
 from gossamer.training.start import first_look, new_trainee
 from gossamer.training.step import (
     NotFiniteError,
@@ -193,7 +194,7 @@ def train(
         None if directory is None else Path(directory),
         run or RunConfig(),
         callbacks,
-        device_of(device),
+        None if device is None else device_of(device),
     )
     names = member_names(what.configs)
     text = "" if what.directory is None else open_run(what.directory, what.configs, what.about)

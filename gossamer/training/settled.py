@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gossamer.errors import GossamerError, SiteError
@@ -45,18 +44,3 @@ def source_of(source: Any, site: str | None) -> Any:
     from gossamer.activations import as_source
 
     return as_source(source, site)
-
-
-def device_of(device: torch.device | str | None) -> torch.device | None:
-    """The device, once something has been there. GossamerError where that fails."""
-    if device is None:
-        return None
-    try:
-        torch.zeros(1, device=device).item()
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise GossamerError(
-            f'This machine has no device "{device}" to train on ({reason}); write cpu, or cuda or '
-            "mps where there is one."
-        ) from problem

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Path, Request
 
 from gossamer.analysis.compare import compare
-from gossamer.analysis.cost import measured
 from gossamer.errors import GossamerError
+from gossamer.machine import measured
 from gossamer.server import answers, wire
 from gossamer.server.asking import computed, state_of
 from gossamer.server.faults import Answer, field_of, renamed

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from gossamer.analysis.analyze import analyze_prepared
-from gossamer.analysis.cost import measured
 from gossamer.analysis.derived import scalars
 from gossamer.analysis.lens import logit_lens
 from gossamer.analysis.result import Analysis
 from gossamer.errors import GossamerError
+from gossamer.machine import measured
 from gossamer.server import wire
 from gossamer.server.faults import field_of, renamed
 from gossamer.server.state import State

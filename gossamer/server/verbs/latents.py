@@ -5,10 +5,10 @@ from copy import copy
 from itertools import count
 from typing import Any
 
-from gossamer.analysis.cost import measured
 from gossamer.analysis.lens import Lens, lens
 from gossamer.corpus import as_corpus
 from gossamer.dashboards.dashboard import BATCH_TOKENS, dashboard
+from gossamer.machine import measured
 from gossamer.models.model import Model
 from gossamer.server import wire
 from gossamer.server.faults import field

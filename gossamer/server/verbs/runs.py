@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.analysis.cost import measured
 from gossamer.analysis.reading import at_position
 from gossamer.attribution.edges import edges
 from gossamer.attribution.effects import Edges
@@ -17,6 +16,7 @@ from gossamer.errors import GossamerError
 from gossamer.generation.generate import generate
 from gossamer.generation.result import Generation, NewToken
 from gossamer.generation.steps import for_rows
+from gossamer.machine import measured
 from gossamer.models.prompts import as_prompts, check_prompt
 from gossamer.saes.sae import SAE
 from gossamer.server import wire

@@ -1,5 +1,6 @@
-"""What a call costs: seconds, and memory beyond what was taken before."""
+"""The machine: its devices, the memory that is free, and what a call costs of time and memory."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from gossamer.errors import GossamerError
+
+
+def device_of(device: torch.device | str) -> torch.device:
+    """The device, once something has been there. GossamerError where that fails."""
+    try:
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise GossamerError(
+            f'There is no device "{device}" here ({reason}); write cpu, or cuda or mps where there '
+            "is one."
+        ) from problem
 
 
 @dataclass(slots=True)
@@ -53,3 +69,21 @@ def _status(name: str) -> int:
     """A number of bytes that the kernel keeps of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    if table.exists():
+        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def readable(n_bytes: int) -> str:
+    """A number of bytes for people."""
+    return (
+        f"{max(n_bytes, 0) / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{max(n_bytes, 0) / 1e6:.2f} MB"
+    )
