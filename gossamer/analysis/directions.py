@@ -14,7 +14,7 @@ probabilities and KL are those of the model, cap included.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -31,36 +31,32 @@ Route = Literal["q", "k", "qk", "v", "pre"]
 
 
 @dataclass(frozen=True, slots=True)
-class LogitMinusMean:
+class AbstractOfTokens:
+    """Something of the next token's distribution that is of some tokens together."""
+
+    tokens: Tokens
+    """These tokens."""
+
+    position: int = -1
+    """Where; negative positions count from the prompt's end."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LogitMinusMean(AbstractOfTokens):
     """The mean score of some tokens less the mean score of the whole vocabulary."""
 
-    tokens: Tokens
-    """These tokens."""
 
-    position: int = -1
-    """Where; negative positions count from the prompt's end."""
-
-
+@final
 @dataclass(frozen=True, slots=True)
-class Probability:
+class Probability(AbstractOfTokens):
     """The probability that the next token is one of some tokens."""
 
-    tokens: Tokens
-    """These tokens."""
 
-    position: int = -1
-    """Where; negative positions count from the prompt's end."""
-
-
+@final
 @dataclass(frozen=True, slots=True)
-class LogProbability:
+class LogProbability(AbstractOfTokens):
     """The logarithm of the same."""
-
-    tokens: Tokens
-    """These tokens."""
-
-    position: int = -1
-    """Where; negative positions count from the prompt's end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ errors and no edit of theirs the run is the model's own, to the bit and with its
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -114,9 +114,10 @@ def run_pass(model: Model, jobs: Sequence[Job], how: How) -> list[tuple[Row, Row
         values = [job.reading.of(seen, row, given[row]) for row, (job, _) in enumerate(rows)]
         _check_finite(values, rows)
         edited_at = {edit.at for edit in edits}
-        wanted = {s: v for s, v in trace.activations.items() if _has_effect(s) or s in edited_at}
-        wanted |= {_before(s): trace.inputs[s] for s in _own_splices(jobs) if s in trace.inputs}
-        gradients = _gradients(torch.stack(values).sum(), wanted)
+        at = {s: v for s, v in trace.activations.items() if _has_effect(s) or s in edited_at}
+        own = {job.reading.splice for job in jobs}
+        before = {s: v for s, v in trace.inputs.items() if s in own}
+        gradients = _gradients(torch.stack(values).sum(), at, before)
     active = _active(trace, how.saes)
     found = [
         Row(
@@ -235,23 +236,28 @@ def _check_finite(values: Sequence[Tensor], rows: Sequence[tuple[Job, bool]]) ->
             )
 
 
-def _own_splices(jobs: Sequence[Job]) -> set[str]:
-    """Sites of SAEs before whose splice some number is read."""
-    return {job.reading.splice for job in jobs if job.reading.splice is not None}
+class Gradients(NamedTuple):
+    """Of the sum of all numbers, by values; those that it does not depend on are left out."""
+
+    at: dict[str, Tensor]
+    """By the value at each site."""
+
+    before: dict[str, Tensor]
+    """By what an SAE read, by the site it writes: before the splice there."""
 
 
-def _before(site: str) -> str:
-    """A name for the stream at a site before the splice there."""
-    return f"{site} before"
-
-
-def _gradients(total: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """∂ total / ∂ each value; those that total does not depend on are left out."""
-    if not total.requires_grad:
-        return {}
-    sites = [site for site in values if values[site].requires_grad]
-    found = torch.autograd.grad(total, [values[s] for s in sites], allow_unused=True)
-    return {s: g for s, g in zip(sites, found, strict=True) if g is not None}
+def _gradients(total: Tensor, at: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Gradients:
+    """∂ total / ∂ each value."""
+    found = Gradients({}, {})
+    places = [(where, s) for where, each in enumerate((at, before)) for s in each]
+    values = [(at, before)[where][s] for where, s in places]
+    able = [i for i, value in enumerate(values) if value.requires_grad]
+    if total.requires_grad and able:
+        gradients = torch.autograd.grad(total, [values[i] for i in able], allow_unused=True)
+        for i, gradient in zip(able, gradients, strict=True):
+            if gradient is not None:
+                found[places[i][0]][places[i][1]] = gradient
+    return found
 
 
 def _has_effect(site: str) -> bool:
@@ -261,7 +267,7 @@ def _has_effect(site: str) -> bool:
 
 def _alone(
     trace: Trace,
-    gradients: Mapping[str, Tensor],
+    gradients: Gradients,
     row: int,
     *,
     job: Job,
@@ -275,12 +281,12 @@ def _alone(
 
     read, own = job.reading.residual, job.reading.splice
     activations = dict(trace.activations)
-    slopes = {site: slope for site, slope in gradients.items() if site in activations}
+    slopes = dict(gradients.at)
     if own in trace.inputs:  # the stream that the SAE read, not what its splice made of it
         activations[read] = trace.inputs[own]
         slopes.pop(read, None)
-        if _before(own) in gradients:
-            slopes[read] = gradients[_before(own)]
+        if own in gradients.before:
+            slopes[read] = gradients.before[own]
     slopes.setdefault(read, torch.zeros_like(activations[read]))
     return Trace(
         trace.tokens[row : row + 1, :n],

@@ -9,15 +9,16 @@ Nodes of other cuts are listed too, and not counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gossamer.analysis.directions import is_residual
 from gossamer.analysis.reading import Reading
-from gossamer.analysis.result import ColumnSum, TableRow
+from gossamer.analysis.result import COLUMNS, ColumnSum, TableRow
 from gossamer.analysis.scalars import TABLE, indices_of, is_upstream, node_ids, sae_sites, sites_of
 from gossamer.analysis.view import View
 from gossamer.errors import GossamerError, SiteError
@@ -152,16 +153,34 @@ def _pieces(view: View, site: str, counts: bool) -> list[Group]:
     return [Group(kind, site, counts) for kind in ("latent", *view.pieces(site))]
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns of the groups of one table, each computed when it is asked for."""
+
+    view: View
+    """The run."""
+
+    members: Sequence[Group]
+    """The groups."""
+
+    known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """Found so far."""
+
+    def of(self, name: str, group: int) -> Float[Tensor, " n"]:
+        """A column of one group's nodes."""
+        if (name, group) not in self.known:
+            kind, site, _ = self.members[group]
+            self.known[name, group] = TABLE[kind, name](self.view, site).flatten()
+        return self.known[name, group]
+
+
 def table(
     view: View, subject: Subject, choice: Choice
 ) -> tuple[str, tuple[TableRow, ...], tuple[ColumnSum, ...]]:
     """The cut, the rows listed, and what the columns add up to."""
     cut = cut_of(view, subject.reading, choice)
     members = groups(view, subject.reading, cut, choice.pairs)
-    columns = {
-        name: [TABLE[group.kind, name](view, group.site).flatten() for group in members]
-        for name in RANKED
-    }
+    columns = Columns(view, members)
     wanted = [
         place
         for place, group in enumerate(members)
@@ -169,39 +188,35 @@ def table(
     ]
     chosen: dict[tuple[int, int], None] = {}
     for name in RANKED:
-        chosen |= dict.fromkeys(_extremes([columns[name][p] for p in wanted], wanted, choice.top))
-    rows = rows_of(view, members, list(chosen), subject, columns)
+        values = [columns.of(name, place) for place in wanted]
+        chosen |= dict.fromkeys(_extremes(values, wanted, choice.top))
+    rows = rows_of(columns, list(chosen), subject)
     constant = _constant(view, subject)
     rows = [*rows, constant] if choice.kinds is None or constant.kind in choice.kinds else rows
     rows = sorted(rows, key=lambda row: (-abs(row.direct), -abs(row.total)))
-    sums = _sums(members, columns, rows, constant=constant, subject=subject, cut=cut)
+    sums = _sums(columns, rows, constant=constant, subject=subject, cut=cut)
     return cut, tuple(rows), sums
 
 
-def rows_of(  # noqa: PLR0917  which rows, of what
-    view: View,
-    members: Sequence[Group],
-    chosen: Sequence[tuple[int, int]],
-    subject: Subject,
-    columns: dict[str, list[Tensor]],
+def rows_of(
+    columns: Columns, chosen: Sequence[tuple[int, int]], subject: Subject
 ) -> list[TableRow]:
     """Complete rows of chosen nodes, each (group, place in its flattened values)."""
     by_group: dict[int, list[int]] = {}
     for group, place in chosen:
         by_group.setdefault(group, []).append(place)
-    rows = []
+    view, rows = columns.view, []
     for number, places in by_group.items():
-        kind, site, in_cut = members[number]
+        kind, site, in_cut = columns.members[number]
         index = torch.tensor(places, device=view.direction.device)
         which = indices_of(view, kind, site, index)
         names = node_ids(view, kind, site, which, subject.ids)
         found: dict[str, list[float] | list[None]] = {
-            name: columns[name][number][index].tolist() for name in RANKED
+            name: columns.of(name, number)[index].tolist()
+            if (kind, name) in TABLE
+            else [None] * len(places)
+            for name in COLUMNS
         }
-        for name in ("activation", "write_norm"):
-            metric = TABLE.get((kind, name))
-            values = None if metric is None else metric(view, site).flatten()[index].tolist()
-            found[name] = [None] * len(places) if values is None else values
         labels = getattr(view.saes.get(site), "labels", None) if kind == "latent" else None
         for i, position in enumerate(which.positions.tolist()):
             label = ""
@@ -222,32 +237,21 @@ def rows_named(
     """Complete rows of nodes by their ids, in the order given, those that this run has."""
     cut = cut_of(view, subject.reading, choice)
     members = groups(view, subject.reading, cut, choice.pairs)
-    columns = {
-        name: [TABLE[group.kind, name](view, group.site).flatten() for group in members]
-        for name in RANKED
-    }
-    places = {(group.kind, group.site): number for number, group in enumerate(members)}
     constant = _constant(view, subject)
     found: dict[str, TableRow] = {constant.node: constant}
     chosen = [
         place
         for node in nodes
         if node != constant.node
-        for place in [_place_of(view, members, places, node, subject)]
+        for place in [_place_of(view, members, node)]
         if place is not None
     ]
-    rows = rows_of(view, members, chosen, subject, columns)
+    rows = rows_of(Columns(view, members), chosen, subject)
     found |= {row.node: row for row in rows}
     return tuple(found[node] for node in nodes if node in found)
 
 
-def _place_of(  # noqa: PLR0917  one node among the groups
-    view: View,
-    members: Sequence[Group],
-    places: dict[tuple[str, str], int],
-    node: str,
-    subject: Subject,
-) -> tuple[int, int] | None:
+def _place_of(view: View, members: Sequence[Group], node: str) -> tuple[int, int] | None:
     """(group, place in its flattened values) of a node; None where the run does not have it."""
     parsed = parse_node(node)
     if parsed.position >= view.n or (parsed.key_position or 0) >= view.n:
@@ -311,8 +315,7 @@ def _constant(view: View, subject: Subject) -> TableRow:
 
 
 def _sums(
-    members: Sequence[Group],
-    columns: dict[str, list[Tensor]],
+    columns: Columns,
     rows: Sequence[TableRow],
     *,
     constant: TableRow,
@@ -321,17 +324,13 @@ def _sums(
 ) -> tuple[ColumnSum, ...]:
     """What each ranked column adds up to over the cut."""
     found = []
-    dtype = columns[RANKED[0]][0].dtype
+    counted = [number for number, group in enumerate(columns.members) if group.in_cut]
+    precision = 1e-9 if columns.of(RANKED[0], 0).dtype == torch.float64 else 1e-4
     for name in RANKED:
-        parts = [
-            values.double()
-            for group, values in zip(members, columns[name], strict=True)
-            if group.in_cut
-        ]
+        parts = [columns.of(name, number).double() for number in counted]
         everything = sum(float(part.sum()) for part in parts) + getattr(constant, name)
         size = sum(float(part.abs().sum()) for part in parts) + abs(getattr(constant, name))
         shown = sum(getattr(row, name) for row in rows if row.in_cut)
-        precision = 1e-9 if dtype == torch.float64 else 1e-4
         adds_up = name == "direct" and abs(everything - subject.value) <= precision * max(
             size, 1e-12
         )

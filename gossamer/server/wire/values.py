@@ -71,28 +71,27 @@ class LogitDifference(Wire):
     position: Int = -1
 
 
-class LogitMinusMean(Wire):
+class _OfTokens(Wire):
+    tokens: Tokens
+    position: Int = -1
+
+
+class LogitMinusMean(_OfTokens):
     """A score less the mean score of the vocabulary."""
 
     kind: Literal["logit_minus_mean"]
-    tokens: Tokens
-    position: Int = -1
 
 
-class Probability(Wire):
+class Probability(_OfTokens):
     """The probability of a set of tokens."""
 
     kind: Literal["probability"]
-    tokens: Tokens
-    position: Int = -1
 
 
-class LogProbability(Wire):
+class LogProbability(_OfTokens):
     """The logarithm of the same."""
 
     kind: Literal["log_probability"]
-    tokens: Tokens
-    position: Int = -1
 
 
 class KL(Wire):
