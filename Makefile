@@ -20,8 +20,7 @@ help: ## show these verbs
 venv: $(VENV)/.installed ## make .venv and install the package with its development tools
 
 demo: venv ## run the bundled model, find a circuit in it, write it as demo.html
-	$(VENV)/bin/gossamer edges "$(DEMO)" --from blocks.3.hook_resid_post --to logits --measure
-	$(VENV)/bin/gossamer edges "$(DEMO)" --from blocks.1.hook_resid_pre --to blocks.3.hook_resid_pre --measure --html demo.html
+	$(VENV)/bin/gossamer attribute "$(DEMO)" --verify 200 --html demo.html
 
 test: venv ## run the whole test suite (options: ARGS="-k sites")
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)

@@ -17,10 +17,18 @@ from gossamer.analysis.lens import Lens, lens, logit_lens, logit_table
 from gossamer.analysis.result import Analysis, ColumnSum, TableRow
 from gossamer.analysis.scalars import Scalars
 from gossamer.analysis.table import Choice
+from gossamer.attribution.attribute import attribute
+from gossamer.attribution.contrast import contrast
 from gossamer.attribution.edges import edges
 from gossamer.attribution.effects import L1, Density, Edge, Edges
+from gossamer.attribution.heads.carried import EdgeLoadings, HeadLoadings
+from gossamer.attribution.heads.loadings import head_loadings
+from gossamer.attribution.heads.pairs import QKAttributions
+from gossamer.attribution.heads.scores import qk_attributions
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
-from gossamer.attribution.verify import MeasuredEdge, measure
+from gossamer.attribution.verify import MeasuredEdge, measure, verify
+from gossamer.attribution.verifying.faithfulness import FaithfulnessCurve, faithfulness
+from gossamer.attribution.verifying.report import VerifyReport
 from gossamer.corpus import Corpus, as_corpus
 from gossamer.dashboards import Dashboard, dashboard
 from gossamer.edits import Ablate, Detach, Patch, Scale, Set, Steer
@@ -28,6 +36,8 @@ from gossamer.errors import FormatError, GossamerError, PromptError, ShapeError,
 from gossamer.evaluation import Card, Report, evaluate
 from gossamer.generation.generate import generate
 from gossamer.generation.result import Generation, NewToken
+from gossamer.graph.difference import GraphDifference, compare_graphs
+from gossamer.graph.graph import Graph
 from gossamer.jacobian import (
     Jacobian,
     JacobianReport,
@@ -73,11 +83,16 @@ __all__ = [
     "Density",
     "Detach",
     "Edge",
+    "EdgeLoadings",
     "Edges",
+    "FaithfulnessCurve",
     "FormatError",
     "GatedConfig",
     "Generation",
     "GossamerError",
+    "Graph",
+    "GraphDifference",
+    "HeadLoadings",
     "Jacobian",
     "JacobianConfig",
     "JacobianReport",
@@ -100,6 +115,7 @@ __all__ = [
     "Patch",
     "Probability",
     "PromptError",
+    "QKAttributions",
     "ReLUConfig",
     "Report",
     "Request",
@@ -123,16 +139,22 @@ __all__ = [
     "Trace",
     "TrainConfig",
     "TrainResult",
+    "VerifyReport",
     "analyze",
     "analyze_batch",
     "as_corpus",
     "as_source",
+    "attribute",
     "compare",
+    "compare_graphs",
+    "contrast",
     "dashboard",
     "edges",
     "evaluate",
+    "faithfulness",
     "generate",
     "harvest",
+    "head_loadings",
     "jacobian_of_weights",
     "jacobian_over",
     "jacobian_tables",
@@ -146,9 +168,11 @@ __all__ = [
     "measure",
     "measure_jacobian",
     "mlp_jacobian",
+    "qk_attributions",
     "run",
     "scalars",
     "sweeps",
     "train",
     "upstream",
+    "verify",
 ]

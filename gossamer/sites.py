@@ -7,7 +7,7 @@ A site is spelled as TransformerLens spells it: `hook_embed`, `blocks.3.hook_res
     blocks.3.hook_resid_pre/error@7       what the SAE misses there; likewise /bias and /remainder
     hook_embed/15496@0                    token id 15496
     blocks.9.attn.hook_z/6@14<-4          head 6, from query 14 to key 4
-    logits/318@14                         the logit of token 318
+    logits/318@14                         the logit of token 318; logits/318-262@14 less that of 262
 """
 
 import difflib
@@ -54,7 +54,7 @@ AFTER_BLOCKS = ("ln_final.hook_scale", "ln_final.hook_normalized", "logits")
 _NUMBER = r"(?:0|[1-9][0-9]*)"  # one spelling each, so that names can be compared as text
 _BLOCK = re.compile(rf"blocks\.({_NUMBER})\.(.+)")
 _NODE = re.compile(
-    rf"(?P<site>[^/@]+)/(?P<unit>{_NUMBER}|error|bias|remainder)@(?P<position>{_NUMBER})"
+    rf"(?P<site>[^/@]+)/(?P<unit>{_NUMBER}(?:-{_NUMBER})?|error|bias|remainder)@(?P<position>{_NUMBER})"
     rf"(?:<-(?P<key>{_NUMBER}))?"
 )
 
@@ -109,7 +109,8 @@ class NodeId:
     """A site, or a module such as `blocks.3.attn` for its bias or remainder."""
 
     unit: int | str
-    """Latent, token id, head or logit as a number; or "error", "bias", "remainder"."""
+    """Latent, token id, head or logit as a number; or "error", "bias", "remainder", or two tokens
+    as "318-262"."""
 
     position: int
     """Position in the prompt, from 0, BOS included; the query position of a head."""
@@ -130,6 +131,8 @@ def parse_node(text: str) -> NodeId:
             f'"{text}" is not a node. Write site/unit@position, for example '
             "blocks.3.hook_resid_pre/1234@7, the unit being a number, error, bias or remainder."
         )
+    if "-" in match["unit"] and match["site"] != "logits":
+        raise SiteError(f'"{text}" is not a node: differences are of logits, as logits/318-262@14.')
     unit = int(match["unit"]) if match["unit"].isdigit() else match["unit"]
     key = None if match["key"] is None else int(match["key"])
     return NodeId(match["site"], unit, int(match["position"]), key)

@@ -24,9 +24,13 @@ def printed_by(page: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_python_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     printed = printed_by(PAGES[0], capsys)
     assert printed.count("when ablated") == 10
+    assert "edges hold in the true model" in printed and (tmp_path / "graph.html").exists()
     assert "add up to" in printed and "expected" in printed
 
 
@@ -38,6 +42,7 @@ def test_the_guides_python_runs(
     change = re.search(r"^tensor\(([0-9.]+)", printed, flags=re.MULTILINE)
     assert change is not None and float(change[1]) > 0
     assert "unedited:" in printed and "Density" in printed
+    assert "carried by attention" in printed and "QKPair" in printed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from gossamer.analysis.directions import Through
 from gossamer.analysis.reading import Reading, Seen, Value, at_position, constant
-from gossamer.analysis.writes import projection
 from gossamer.errors import GossamerError, SiteError
+from gossamer.models.held import projection
 from gossamer.models.model import Model
 from gossamer.sites import parse_node, parse_site
 

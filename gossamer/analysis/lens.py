@@ -17,8 +17,9 @@ from torch import Tensor
 from gossamer.analysis.logits import capped
 from gossamer.analysis.result import Analysis
 from gossamer.analysis.view import view_of
-from gossamer.analysis.writes import held_norm, out
+from gossamer.analysis.writes import out
 from gossamer.errors import GossamerError, SiteError
+from gossamer.models.held import held_norm
 from gossamer.models.mlps import mlp_of
 from gossamer.models.model import Model
 from gossamer.models.norms import visited_norm

@@ -28,10 +28,11 @@ from gossamer.analysis.scalars import (
     sites_of,
 )
 from gossamer.analysis.view import View
-from gossamer.analysis.writes import out, projection, pulled, writes_into_stream
+from gossamer.analysis.writes import out, pulled, writes_into_stream
 from gossamer.errors import GossamerError, SiteError
 from gossamer.models.between import Between
 from gossamer.models.blocks import BlockSetting, noted
+from gossamer.models.held import projection
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import Tap, remember
 from gossamer.saes.rows import read_rows

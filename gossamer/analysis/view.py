@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gossamer.analysis.writes import recorded
 from gossamer.errors import GossamerError
 from gossamer.kernels.sparse import offsets_of_counts, sparse_decode
+from gossamer.models.held import recorded
 from gossamer.models.model import Model
 from gossamer.saes.normalization import output_scale
 from gossamer.saes.rows import n_latents, write_rows

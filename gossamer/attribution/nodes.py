@@ -236,7 +236,7 @@ def _chosen_tokens(
     if what.mass is not None:
         probabilities, order = logits.softmax(-1).sort(descending=True)
         before = probabilities.cumsum(-1) - probabilities
-        return order[before < what.mass]
+        return order[before < what.mass][: what.top]
     top = 10 if what.top is None else what.top
     if top > len(logits):
         raise GossamerError(f"top={top} tokens were asked for, the vocabulary has {len(logits)}.")

@@ -41,8 +41,11 @@ class Latents:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Next-token scores at one position. At most one of `tokens`, `top` and `mass`; none means the
-    top 10."""
+    """Next-token scores at one position: named `tokens`, or those of the highest scores.
+
+    `top` and `mass` together mean the smallest set that reaches the sum, at most `top`. None of the
+    three means the top 10, in a graph the fewest that reach 0.95, at most 10.
+    """
 
     tokens: Sequence[str | int] | str | int | None = None
     """These tokens: strings that are one token each, or ids."""
@@ -57,10 +60,10 @@ class Logits:
     """Where; negative positions count from the prompt's end."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("tokens", "top", "mass") if getattr(self, name) is not None]
-        if len(given) > 1:
+        others = [name for name in ("top", "mass") if getattr(self, name) is not None]
+        if self.tokens is not None and others:
             raise GossamerError(
-                f"Logits takes one of tokens, top and mass, got {' and '.join(given)}."
+                f"Logits takes tokens, or top and mass, got tokens and {' and '.join(others)}."
             )
         if self.top is not None and self.top < 1:
             raise GossamerError(f"top keeps that many tokens, got {self.top}; give 1 or more.")

@@ -10,6 +10,7 @@ import sys
 import click
 
 from gossamer.cli.analyze import analyze_command
+from gossamer.cli.attribute import attribute_command
 from gossamer.cli.bench import bench_command
 from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
@@ -32,6 +33,7 @@ def cli() -> None:
 for _command in (
     *(
         edges_command,
+        attribute_command,
         jacobian_command,
         analyze_command,
         generate_command,

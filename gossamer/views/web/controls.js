@@ -125,13 +125,13 @@ export function legend() {
 }
 
 /** The keys, shown over the plot. */
-export function helpPanel() {
+export function helpPanel(keys = KEYS) {
   const el = element("div", "help");
   el.setAttribute("role", "region");
   el.setAttribute("aria-label", "keys");
   el.hidden = true;
   const list = element("dl");
-  for (const [key, text] of KEYS) list.append(element("dt", "", key), element("dd", "", text));
+  for (const [key, text] of keys) list.append(element("dt", "", key), element("dd", "", text));
   el.append(list);
   return el;
 }
@@ -143,7 +143,8 @@ export function button(text, act) {
   return el;
 }
 
-function input(type, text) {
+/** A field with a label; the words of a slider stand before it. */
+export function input(type, text) {
   const label = element("label");
   const field = element("input");
   field.type = type;

@@ -1,0 +1,4 @@
+// The graph view as a notebook widget.
+import { render } from "./graph.js";
+
+export default { render };
