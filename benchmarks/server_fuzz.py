@@ -3,9 +3,9 @@
     python benchmarks/server_fuzz.py [--examples 100] [--seed 1]
 
 Starts `gossamer serve` on a free port and runs schemathesis against /openapi.json: its examples and
-random bodies, valid and not; but for the events of jobs, which do not end while a job runs. Prints
-how many requests were answered with which status, and fails when any of them is 5xx, or an answer
-is not what the page says it is.
+random bodies, valid and not; but for the events of jobs, which do not end while a job runs. A graph
+lies in the workspace under the id of the examples. Prints how many requests were answered with
+which status, and fails when any of them is 5xx, or an answer is not what the page says it is.
 """
 
 import argparse
@@ -26,6 +26,25 @@ CHECKS = (
 )
 
 
+GRAPH = "g-0123456789abcdef"
+"""The id of a graph in the examples of /openapi.json."""
+
+
+def plant_graph(workspace: Path) -> None:
+    """Keep a small graph in a new workspace, under the id that the examples have."""
+    import gossamer
+    from gossamer.attribution.attribute import attribute
+    from gossamer.server.graphs import Graphs
+    from gossamer.server.store import Store
+
+    model, saes = gossamer.load_model("pico-python"), gossamer.load_saes("pico-python")
+    graph = attribute(model, saes, "def add(self, other):")
+    assert isinstance(graph, gossamer.Graph)
+    store = Store(workspace)
+    Graphs(store).add(graph, GRAPH, {"title": "example", "request": {}})
+    store.close()
+
+
 def main() -> None:
     """Run it and print the figures."""
     options = argparse.ArgumentParser()
@@ -38,6 +57,7 @@ def main() -> None:
         log = Path(directory) / "events.ndjson"
         command = [sys.executable, "-m", "gossamer", "serve", "--port", "0"]
         command += ["--workspace", f"{directory}/workspace"]
+        plant_graph(Path(directory) / "workspace")
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None

@@ -25,6 +25,9 @@ from gossamer.attribution.heads.carried import EdgeLoadings, HeadLoadings
 from gossamer.attribution.heads.loadings import head_loadings
 from gossamer.attribution.heads.pairs import QKAttributions
 from gossamer.attribution.heads.scores import qk_attributions
+from gossamer.attribution.over.intervals import edge_intervals
+from gossamer.attribution.over.over import edges_over
+from gossamer.attribution.over.table import EdgeRow, EdgeTable
 from gossamer.attribution.targets import Latents, LogitDifference, Logits, Tokens
 from gossamer.attribution.verify import MeasuredEdge, measure, verify
 from gossamer.attribution.verifying.faithfulness import FaithfulnessCurve, faithfulness
@@ -52,8 +55,10 @@ from gossamer.kernels.sparse import SparseLatents
 from gossamer.library import load_model, load_sae, load_saes
 from gossamer.models.mlps import MLP
 from gossamer.models.model import Model
+from gossamer.saes.crosscoder import Crosscoder
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.splice import Trace, run
+from gossamer.training.abstopk import AbsTopKConfig
 from gossamer.training.batchtopk import BatchTopKConfig
 from gossamer.training.config import (
     DeadConfig,
@@ -66,11 +71,14 @@ from gossamer.training.gated import GatedConfig
 from gossamer.training.joint import JacobianConfig
 from gossamer.training.jumprelu import JumpReLUConfig
 from gossamer.training.loop import TrainResult, train
+from gossamer.training.matryoshka import MatryoshkaConfig
+from gossamer.training.panneal import PAnnealConfig
 from gossamer.training.relu import ReLUConfig
 from gossamer.training.topk import TopKConfig
 
 __all__ = [
     "Ablate",
+    "AbsTopKConfig",
     "Analysis",
     "BatchTopKConfig",
     "Card",
@@ -78,12 +86,15 @@ __all__ = [
     "ColumnSum",
     "Comparison",
     "Corpus",
+    "Crosscoder",
     "Dashboard",
     "DeadConfig",
     "Density",
     "Detach",
     "Edge",
     "EdgeLoadings",
+    "EdgeRow",
+    "EdgeTable",
     "Edges",
     "FaithfulnessCurve",
     "FormatError",
@@ -106,12 +117,14 @@ __all__ = [
     "LogitMinusMean",
     "Logits",
     "MLP",
+    "MatryoshkaConfig",
     "Means",
     "MeasuredEdge",
     "Model",
     "NewToken",
     "NodeValue",
     "OptimizerConfig",
+    "PAnnealConfig",
     "Patch",
     "Probability",
     "PromptError",
@@ -149,7 +162,9 @@ __all__ = [
     "compare_graphs",
     "contrast",
     "dashboard",
+    "edge_intervals",
     "edges",
+    "edges_over",
     "evaluate",
     "faithfulness",
     "generate",

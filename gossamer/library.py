@@ -1,22 +1,26 @@
 """Load anything by name: a bundled name, a directory, a hub id, or a model that is loaded already.
 
-Nothing is fetched unless the name is a hub id; the bundled names need no network.
+Nothing is fetched unless the name is a hub id or a release; the bundled names need no network.
 """
 
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 
-from gossamer.errors import FormatError, GossamerError, SiteError
-from gossamer.interop.sae_lens import is_sae_lens, read_sae_lens
+from gossamer.errors import FormatError, GossamerError
+from gossamer.interop.formats import SAE_LENS, format_at, known_format, only
+from gossamer.interop.hub import fetched, files_of, is_hub_name, split_hub_name
+from gossamer.interop.places import Place, check_one, places_of, places_under
+from gossamer.interop.releases import RELEASES, near_names, release_called
+from gossamer.interop.room import Sites
+from gossamer.interop.sae_lens import read_sae_lens
 from gossamer.models.families import adapter_for
 from gossamer.models.model import Model
-from gossamer.saes.files import is_native, load_native
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_site
 
@@ -129,46 +133,22 @@ def load_sae(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> SAE:
-    """One SAE from a directory in Gossamer's own format or SAELens', detected by its files.
+    """One SAE, from files in any format of `gossamer.interop.formats`, detected by what is in them.
 
     Args:
-        path: the directory; "pico-python/resid/blocks.2.hook_resid_pre" and the like are bundled.
+        path: a directory or file; "pico-python/resid/blocks.2.hook_resid_pre" and the like are
+            bundled; a release such as "gpt2-small-res-jb", with a directory of it after a slash or
+            with `site`; or a hub id, "owner/repository/directory". The last two are fetched.
         site: where it reads and writes, overriding the file; a pair (read, written) for a
-            transcoder.
-        center: whether the model it was trained on had its writing weights centred, overriding the
-            file.
+            transcoder. Of a release or a set, the one that writes there.
+        center: whether the model it was trained on had its writing weights centred, overriding a
+            file of SAELens.
         dtype: None keeps float32 and float64 and loads half precision as float32.
     """
     for name in () if site is None else (site,) if isinstance(site, str) else site:
         parse_site(name)
-    directory = Path(path)
-    if not directory.exists() and str(path).split("/")[0] in BUNDLED_MODELS:
-        directory = assets() / str(path)
-    if not directory.is_dir():
-        raise FormatError(f"No directory {path}. Give one that holds an SAE, or a bundled name.")
-    if is_sae_lens(directory):
-        sae = read_sae_lens(directory, site=site, center=center, dtype=_dtype(dtype))
-        return _moved(sae, device)
-    if not is_native(directory):
-        found = ", ".join(sorted(f.name for f in directory.iterdir())[:6]) or "nothing"
-        raise FormatError(
-            f"{path} holds no SAE: found {found}. Known are sae.json + sae.safetensors (Gossamer) "
-            "and cfg.json + sae_weights.safetensors (SAELens)."
-        )
-    if center is not None:
-        raise GossamerError(
-            "center= is for files of other libraries; a Gossamer file says it itself."
-        )
-    sae = load_native(directory, dtype=_dtype(dtype))
-    if site is not None:
-        if isinstance(site, str) and sae.is_transcoder:
-            raise SiteError(
-                f"{path} is a transcoder from {sae.site_in} to {sae.site_out}, so one site cannot "
-                "stand for both. Give a pair (site_in, site_out), or leave site= out."
-            )
-        site_in, site_out = (site, site) if isinstance(site, str) else site
-        sae = SAE(**{**sae.arguments(), "site_in": site_in, "site_out": site_out})
-    return _moved(sae, device)
+    place = _place_of(path, site, center)
+    return only(_read(place, device, dtype), path)
 
 
 def load_saes(
@@ -177,14 +157,14 @@ def load_saes(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Mapping[str, SparseCoder]:
-    """A set of SAEs, keyed by the site each one writes: a bundled set, or a directory of SAE
-    directories."""
+    """A set of SAEs, keyed by the site each one writes: a bundled set, a directory of SAEs, a
+    release, or a hub id; the last two are fetched."""
     writers: dict[str, list[str]] = {}
     saes: dict[str, SparseCoder] = {}
-    for member in sae_directories(source):
-        sae = load_sae(member, device=device, dtype=dtype)
-        writers.setdefault(sae.site_out, []).append(str(member))
-        saes[sae.site_out] = sae
+    for member, found in saes_in(source, device=device, dtype=dtype).items():
+        for sae in found:
+            writers.setdefault(sae.site_out, []).append(f"{source}/{member}")
+            saes[sae.site_out] = sae
     for site, members in writers.items():
         if len(members) > 1:
             count = "Two" if len(members) == 2 else len(members)
@@ -195,8 +175,35 @@ def load_saes(
     return saes
 
 
+def saes_in(
+    source: str | Path,
+    *,
+    strict: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> dict[str, list[SAE]]:
+    """The SAEs of a set by the names of the places that hold them, "." when that is `source`; a
+    place that is itself a set holds several. `strict` as for `sae_directories`."""
+    name = str(source)
+    if _local(name) is None and name not in BUNDLED_SAES and (chosen := _on_hub(name)):
+        places = {each.folder: _copy(chosen[0], each) for each in chosen[1]}
+        single = len(places) == 1
+        return {
+            "." if single else folder: _read(place, device, dtype)
+            for folder, place in places.items()
+        }
+    members = sae_directories(source, strict=strict)
+    single = members == [_local(name)]
+    return {
+        "." if single else member.stem if member.is_file() else member.name: _read(
+            _Place(member), device, dtype
+        )
+        for member in members
+    }
+
+
 def sae_directories(source: str | Path, *, strict: bool = False) -> list[Path]:
-    """The directories of a bundled set or of a directory of SAEs, which may be one itself.
+    """The places of the SAEs of a bundled set or of a directory, which may be an SAE itself.
 
     `strict` refuses one with folders that hold no SAE, but for those that training leaves.
     """
@@ -204,20 +211,22 @@ def sae_directories(source: str | Path, *, strict: bool = False) -> list[Path]:
     if name in BUNDLED_SAES:
         directory = assets() / name.split("/")[0] / BUNDLED_SAES[name]
     else:
-        directory = Path(source)
-    if not directory.is_dir():
+        directory = _local(name)
+    if directory is None:
         raise FormatError(
-            f"No SAEs called {name}. Give a directory, or one of: {', '.join(BUNDLED_SAES)}."
+            f"No SAEs called {name}. Give a directory, a hub id such as owner/name, or one of: "
+            f"{', '.join(BUNDLED_SAES)}; near releases: {near_names(name, RELEASES) or 'none'}."
         )
-    if _holds_sae(directory):
+    if format_at(directory) is not None:
         return [directory]
-    members = sorted(filter(_holds_sae, directory.iterdir()))
+    inside = sorted(directory.iterdir()) if directory.is_dir() else []
+    members = [member for member in inside if format_at(member) is not None]
     if not members:
         raise FormatError(
             f"{name} holds no SAE directories. Give a directory with one folder for each SAE."
         )
     known = {member.name for member in members} | TRAINING_FOLDERS
-    others = sorted(f.name for f in directory.iterdir() if f.is_dir() and f.name not in known)
+    others = [entry.name for entry in inside if entry.is_dir() and entry.name not in known]
     if strict and others:
         raise FormatError(
             f"{name} holds {len(members)} SAEs and what is none: {', '.join(others[:5])}. Give a "
@@ -226,8 +235,76 @@ def sae_directories(source: str | Path, *, strict: bool = False) -> list[Path]:
     return members
 
 
-def _holds_sae(directory: Path) -> bool:
-    return directory.is_dir() and (is_native(directory) or is_sae_lens(directory))
+class _Place(NamedTuple):
+    """A directory or file on this machine, and what is known of it beside what it says."""
+
+    path: Path
+    site: Sites = None
+    center: bool | None = None
+
+
+def _local(name: str) -> Path | None:
+    """The directory or file of that name, here or among the bundled ones; None when none is."""
+    path = Path(name)
+    if not path.exists() and name.split("/")[0] in BUNDLED_MODELS:
+        path = assets() / name
+    return path if path.exists() else None
+
+
+def _place_of(path: str | Path, site: Sites, center: bool | None) -> _Place:
+    """Where the one SAE is that a name means, fetched if it must be."""
+    name = str(path)
+    local = _local(name)
+    if local is not None:
+        return _Place(local, site, center)
+    chosen = _on_hub(name, site)
+    if chosen is None:
+        near = near_names(name.split("/")[0], [*BUNDLED_SAES, *RELEASES])
+        raise FormatError(
+            f"No directory {path}. Give one that holds an SAE, a bundled name, a release (near "
+            f"names: {near or 'none'}), or a hub id such as owner/repository/directory."
+        )
+    repository, places = chosen
+    place = _copy(repository, check_one(places, name), site)
+    return place if center is None else place._replace(center=center)
+
+
+def _on_hub(name: str, site: Sites = None) -> tuple[str, list[Place]] | None:
+    """The repository and, of it, the SAEs that the name of a release or a hub id means, only that
+    which writes `site` if given; nothing but a list of files is fetched. None for other names."""
+    release = release_called(name)
+    if release is not None:
+        repository = release[0].repository
+        wanted = f"{release[0].folder or 'layer_*.safetensors'} (of the release {name})"
+        files = files_of(repository, wanted)
+        return repository, places_of(release[0], files, release[1], site)
+    if name.split("/")[0] in BUNDLED_MODELS or not is_hub_name(name):
+        return None
+    repository, folder = split_hub_name(name)
+    files = files_of(repository, folder or "the list of files")
+    return repository, places_under(files, folder, repository, site)
+
+
+def _copy(repository: str, place: Place, site: Sites = None) -> _Place:
+    """The files of one SAE of a repository on this machine."""
+    root = fetched(repository, place.files)
+    return _Place(root / place.folder, site if place.site is None else place.site, place.center)
+
+
+def _read(
+    place: _Place, device: torch.device | str | None, dtype: torch.dtype | str | None
+) -> list[SAE]:
+    """The SAEs at a place."""
+    form = known_format(place.path)
+    if form is SAE_LENS:
+        site, center = place.site, place.center
+        sae = read_sae_lens(place.path, site=site, center=center, dtype=_dtype(dtype))
+        return [_moved(sae, device)]
+    if place.center is not None:
+        raise GossamerError(
+            f"center= is for files of SAELens, and {place.path} is of {form.name}; leave it out."
+        )
+    return [_moved(sae, device, _dtype(dtype)) for sae in form.read(place.path, place.site)]
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

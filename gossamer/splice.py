@@ -25,6 +25,7 @@ from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.models.prompts import Prompt, TokenBatch, as_prompts
 from gossamer.models.taps import Tap, remember
+from gossamer.saes.crosscoder import Face, held, shared_edits, sites_read, spliced_parts
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import is_before, parse_site
 
@@ -82,9 +83,9 @@ class Trace:
         return self.mask.sum(-1).tolist()
 
 
-def as_saes(saes: Any) -> dict[str, SparseCoder]:
+def as_saes(saes: Any, *, faces: bool = False) -> dict[str, SparseCoder]:
     """None, one SAE, a sequence of SAEs or a mapping, as a dictionary keyed by the site each one
-    writes."""
+    writes. `faces`: whether crosscoders of several sites can be used, one `Face` at each."""
     if saes is None:
         return {}
     members: list[Any] = [saes]
@@ -93,7 +94,7 @@ def as_saes(saes: Any) -> dict[str, SparseCoder]:
     elif isinstance(saes, Iterable) and not isinstance(saes, str | SparseCoder):
         members = list(saes)
     keyed: dict[str, SparseCoder] = {}
-    for sae in members:
+    for sae in spliced_parts(members, faces=faces):
         if not isinstance(sae, SparseCoder):
             raise GossamerError(
                 f"An SAE has site_in, site_out, encode and decode, got {str(sae)[:40]!r} of type "
@@ -177,7 +178,7 @@ def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
 
     Gradients reach everything the trace holds, unless the call is made under torch.no_grad().
     """
-    coders = as_saes(saes)
+    coders = as_saes(saes, faces=True)
     check_saes(model, coders)
     members = as_prompts(prompts)
     bos = chosen_bos(prepend_bos, coders.values(), members)
@@ -217,7 +218,9 @@ def run_batch(
     model: Model, batch: TokenBatch, saes: Mapping[str, SparseCoder], plan: Plan = Plan()
 ) -> Trace:
     """`run` on tokens that are padded and checked already."""
-    plan = replace(plan, edits=resolved(plan.edits, saes))
+    if reads := {s for sae in saes.values() if isinstance(sae, Face) for s in sites_read(sae)}:
+        saes = held(saes, _clean_values(model, batch, reads))
+    plan = replace(plan, edits=resolved(shared_edits(plan.edits, saes), saes))
     _check_edits(model, plan, saes)
     clean_errors = _clean_errors(model, batch, saes) if plan.error == "frozen" else {}
     splicer = _Splicer(batch, saes, plan, clean_errors, Trace(batch.tokens, batch.mask, None))
@@ -258,14 +261,21 @@ def _clean_errors(
     model: Model, batch: TokenBatch, saes: Mapping[str, SparseCoder]
 ) -> dict[str, Tensor]:
     """Each SAE's error in the run without SAEs and edits."""
-    seen: dict[str, Tensor] = {}
     sites = {site for sae in saes.values() for site in (sae.site_in, sae.site_out)}
+    seen = _clean_values(model, batch, sites)
     with torch.no_grad():
-        model.forward(batch, {site: remember(seen, site) for site in sites}, to_the_end=not sites)
         return {
-            site: flat(seen[site]) - sae.decode(sae.encode(x := flat(seen[sae.site_in])), x)
+            site: seen[site] - sae.decode(sae.encode(x := seen[sae.site_in]), x)
             for site, sae in saes.items()
         }
+
+
+def _clean_values(model: Model, batch: TokenBatch, sites: set[str]) -> dict[str, Tensor]:
+    """Some sites in the run without SAEs and edits, heads side by side."""
+    seen: dict[str, Tensor] = {}
+    with torch.no_grad():
+        model.forward(batch, {site: remember(seen, site) for site in sites}, to_the_end=not sites)
+    return {site: flat(value) for site, value in seen.items()}
 
 
 def flat(value: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch pos width"]:
@@ -298,7 +308,6 @@ class _Splicer:
         value_edits = self.edits(site, "value")
         writer = self.saes.get(site)
         readers = [sae for sae in self.saes.values() if sae.site_in == site and sae is not writer]
-
         return partial(self.at_site, site, value_edits, writer, readers)
 
     def at_site(  # noqa: PLR0917  all but the value are fixed when the run begins

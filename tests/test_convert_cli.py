@@ -73,6 +73,46 @@ def test_a_sweep_is_converted_by_folder(tmp_path: Path) -> None:
     assert gossamer.load_sae(names[1]).site_in == SITES[0]
 
 
+def test_a_set_goes_into_one_directory_and_comes_out_of_it(tmp_path: Path) -> None:
+    for layer in (1, 0):
+        site = f"blocks.{layer}.hook_mlp_out"
+        sae = tiny_sae("relu", f"blocks.{layer}.mlp.hook_in", 12, site_out=site, seed=layer)
+        sae.save(tmp_path / "runs" / f"{layer}")
+    found = convert(tmp_path / "runs", "--to", "circuit-tracer", tmp_path / "set")
+    assert {each["directory"] for each in found["saes"]} == {str(tmp_path / "set")}
+    names = {"config.yaml", "layer_0.safetensors", "layer_1.safetensors"}
+    assert {file.name for file in (tmp_path / "set").iterdir()} == names
+    back = convert(tmp_path / "set", "--to", "gossamer", tmp_path / "back")
+    folders = [Path(each["directory"]).name for each in back["saes"]]
+    assert folders == ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
+    again = gossamer.load_saes(tmp_path / "back")
+    for layer in (0, 1):
+        first = gossamer.load_sae(tmp_path / "runs" / f"{layer}")
+        x = torch.randn(5, 12, dtype=torch.float64)
+        assert torch.equal(first.encode(x), again[first.site_out].encode(x))
+
+
+def test_a_pair_goes_into_one_directory(tmp_path: Path) -> None:
+    for site in ("blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"):
+        tiny_sae("topk", site, 12).save(tmp_path / "runs" / site)
+    convert(tmp_path / "runs", "--to", "jacobian-pair", tmp_path / "pair")
+    pair = gossamer.load_saes(tmp_path / "pair")
+    assert set(pair) == {"blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"}
+    with pytest.raises(FormatError, match="is two SAEs, .* got 1"):
+        one = tmp_path / "runs" / "blocks.0.mlp.hook_in"
+        convert(one, "--to", "jacobian-pair", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_one_file_is_converted(tmp_path: Path) -> None:
+    sae = tiny_sae("jumprelu", "blocks.0.hook_resid_pre", 12)
+    sae.save(tmp_path / "run")
+    convert(tmp_path / "run", "--to", "gemma-scope", tmp_path / "scope")
+    convert(tmp_path / "scope" / "params.npz", "--to", "gemma-scope-2", tmp_path / "two")
+    again = gossamer.load_sae(tmp_path / "two")
+    assert again.site_in == sae.site_in and torch.equal(again.W_enc, sae.W_enc)
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     for site in SITES:
         tiny_sae("topk", site, 64).save(tmp_path / "runs" / site)

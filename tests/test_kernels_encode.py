@@ -8,6 +8,8 @@ import gossamer.kernels.encode as encode
 from gossamer.kernels.encode import (
     encode_above,
     encode_above_reference,
+    encode_abs_topk,
+    encode_abs_topk_reference,
     encode_batch_topk,
     encode_batch_topk_reference,
     encode_topk,
@@ -36,11 +38,15 @@ def dense(values: Tensor, indices: Tensor, offsets: Tensor, d_sae: int) -> Tenso
 
 @pytest.mark.parametrize("n_rows", [1, 4, 11])
 @pytest.mark.parametrize(("d_sae", "k"), [(1, 1), (13, 1), (13, 5), (13, 13)])
-def test_topk(n_rows: int, d_sae: int, k: int) -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_topk(n_rows: int, d_sae: int, k: int, signed: bool) -> None:
     parts = weights(n_rows, d_sae)
-    values, indices = encode_topk(*parts, k)
-    plain_values, plain_indices = encode_topk_reference(*parts, k)
-    torch.testing.assert_close(values.sort(descending=True).values, plain_values)
+    fast, plain = (encode_topk, encode_topk_reference)
+    if signed:
+        fast, plain = (encode_abs_topk, encode_abs_topk_reference)
+    values, indices = fast(*parts, k)
+    plain_values, plain_indices = plain(*parts, k)
+    torch.testing.assert_close(values.sort().values, plain_values.sort().values)
     assert torch.equal(indices.sort().values, plain_indices.sort().values)
 
 

@@ -195,7 +195,7 @@ def test_a_model_without_a_tokenizer_takes_ids_alone(model_files: Path) -> None:
         ),
         (
             lambda d: gossamer.load_sae(d / "saes" / FIRST, center=True),
-            "center= is for files of other",
+            "center= is for files of SAELens, and .* is of gossamer",
         ),
         (lambda d: gossamer.load_sae(d / "saes" / FIRST, site="hook_embd"), "hook_embed"),
         (

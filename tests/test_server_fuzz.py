@@ -21,7 +21,7 @@ SITE = "blocks.1.hook_resid_pre"
 # It draws from `random` itself, which hypothesis warns of.
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
 def test_no_answer_is_a_server_error(tmp_path: Path) -> None:
-    """25 routes, a few random requests each; `benchmarks/server_fuzz.py` makes thousands."""
+    """38 routes, a few random requests each; `benchmarks/server_fuzz.py` makes thousands."""
     from schemathesis import GenerationMode
     from schemathesis.checks import not_a_server_error
 

@@ -89,6 +89,9 @@ def test_transcoders_are_pairs_of_sites(acts: Path, tmp_path: Path) -> None:
         ["--sae", "gated", "--remedy", "resample", "--sparsity-warmup", "0"],
         ["--sae", "jumprelu", "--penalty", "l0", "--bandwidth", "0.3"],
         ["--sae", "jumprelu", "--penalty", "target", "--target-l0", "4"],
+        ["--sae", "matryoshka", "--k", "2", "--prefix", "5", "--prefix-weight", "2"],
+        ["--sae", "abstopk", "--k", "2"],
+        ["--sae", "panneal", "--sparsity", "2", "--p-end", "0.5"],
         ["--k", "2", "--bfloat16"],
         ["--k", "2", "--site-out", OTHER, "--skip"],
     ],
@@ -151,7 +154,7 @@ def test_a_model_that_runs_live_takes_corpus_and_context(
     ("options", "message"),
     [
         ([], "needs --k"),
-        (["--sae", "relu", "--k", "3"], "--k is for batchtopk, jacobian, topk, not for relu"),
+        (["--sae", "relu", "--k", "3"], "--k is for .*, topk, not for relu"),
         (["--k", "3", "--sparsity", "1"], "--sparsity is for"),
         (["--k", "3", "--sparsity-warmup", "0"], "--sparsity-warmup is for"),
         (["--k", "3", "--bandwidth", "0"], "--bandwidth is for"),

@@ -18,6 +18,7 @@ from torch import Tensor
 import gossamer.training.checkpoints as checkpoints_file
 from gossamer.errors import DiskError, FormatError, GossamerError
 from gossamer.saes import SAE, load_native
+from gossamer.training.abstopk import AbsTopKConfig
 from gossamer.training.batchtopk import BatchTopKConfig
 from gossamer.training.checkpoints import append_log, checkpoints
 from gossamer.training.config import (
@@ -31,6 +32,8 @@ from gossamer.training.gated import GatedConfig
 from gossamer.training.interrupt import Interrupt
 from gossamer.training.jumprelu import JumpReLUConfig
 from gossamer.training.loop import train
+from gossamer.training.matryoshka import MatryoshkaConfig
+from gossamer.training.panneal import PAnnealConfig
 from gossamer.training.relu import ReLUConfig
 from gossamer.training.topk import TopKConfig
 from tests.tiny_training import SITE, Rows, dictionary_rows
@@ -41,7 +44,10 @@ ARCHITECTURES = {
     "topk": TopKConfig(k=4),
     "topk bfloat16": TopKConfig(k=4, encode_in="bfloat16"),
     "batchtopk": BatchTopKConfig(k=4),
+    "matryoshka": MatryoshkaConfig(k=4),
+    "abstopk": AbsTopKConfig(k=4),
     "relu": ReLUConfig(),
+    "panneal": PAnnealConfig(n_falls=7),
     "gated": GatedConfig(),
     "jumprelu": JumpReLUConfig(),
     "jumprelu target": JumpReLUConfig(penalty="target", target_l0=4.0),

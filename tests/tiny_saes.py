@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.saes import SAE, Gated, JumpReLU, ReLU, TopK
+from gossamer.saes import SAE, AbsTopK, Gated, JumpReLU, ReLU, TopK
 from gossamer.saes.selection import AbstractSelection
 
-ARCHITECTURES = ("relu", "topk", "topk_signed", "jumprelu", "gated")
+ARCHITECTURES = ("relu", "topk", "topk_signed", "abstopk", "jumprelu", "gated")
 """Every selection rule; `topk_signed` keeps selected values that are negative."""
 
 D_SAE = 20
@@ -36,6 +36,8 @@ def _selection(
             return TopK(3)
         case "topk_signed":
             return TopK(D_SAE - 3, relu=False)  # so many that some of the chosen are negative
+        case "abstopk":
+            return AbsTopK(3)
         case "jumprelu":
             return JumpReLU(0.4 + spread)
         case "gated":
@@ -133,6 +135,8 @@ def plain_active(sae: Coder, x: Tensor) -> Tensor:
     if isinstance(rule, TopK):
         ranks = pre.argsort(-1, descending=True).argsort(-1)
         return (ranks < rule.k) & ((pre > 0) if rule.relu else (pre != 0))
+    if isinstance(rule, AbsTopK):
+        return (pre.abs().argsort(-1, descending=True).argsort(-1) < rule.k) & (pre != 0)
     if isinstance(rule, JumpReLU):
         return (pre > rule.threshold) & (pre > 0)
     if isinstance(rule, Gated):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.conftest import TOLERANCE
+
 SITE = "blocks.0.hook_resid_pre"
 OTHER = "blocks.0.hook_mlp_out"
 
@@ -53,3 +55,12 @@ def dictionary_rows(
     mask = torch.rand(n_rows, n_features, generator=generator) < n_active / n_features
     sizes = 0.5 + torch.rand(n_rows, n_features, generator=generator)
     return (mask * sizes) @ directions + 0.3, directions
+
+
+def check_equal(one: Tensor, other: Tensor, parameters: list[Tensor]) -> None:
+    """Two losses have one value, and one gradient by each parameter; None counts as 0."""
+    torch.testing.assert_close(one, other, rtol=TOLERANCE[torch.float64], atol=1e-12)
+    both = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (one, other)]
+    for parameter, *pair in zip(parameters, *both, strict=True):
+        first, second = (torch.zeros_like(parameter) if g is None else g for g in pair)
+        torch.testing.assert_close(first, second, rtol=TOLERANCE[torch.float64], atol=1e-10)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gossamer.attribution.graphs.prompt import Aim, How, graph_of
+from gossamer.attribution.graphs.run import check_finite
+from gossamer.attribution.progress import Progress
 from gossamer.attribution.targets import Latents, LogitDifference, Logits
 from gossamer.errors import GossamerError, SiteError
 from gossamer.graph.graph import Graph
@@ -49,7 +51,7 @@ def attribute(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
     memory: int | None = None,
     directory: str | Path | None = None,
     engine: Literal["plain"] | None = None,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> Graph | list[Graph]:
     """The graph of what drives a target: one prompt gives a Graph, a list of prompts a list.
 
@@ -71,16 +73,19 @@ def attribute(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
         directory: where rows of edges lie while and after they are computed: a call that was
             cancelled goes on there. None: a temporary place.
         engine: "plain" computes by autograd what is done by hand otherwise, with the same result.
-        progress: show the plan and a bar on standard error.
+        progress: True shows the plan and a bar on standard error; a function is told
+            progress(rows done, rows in all) between batches, and stops the call by raising.
 
     Raises SiteError for SAEs where no node can stand, GossamerError when the graph does not fit.
     """
     coders = as_saes(saes)
     check_saes(model, coders)
+    check_finite(coders)
     if engine not in (None, "plain"):
         raise GossamerError(f'engine is "plain" or None, got {engine!r}.')
-    if steps < 1:
-        raise GossamerError(f"steps is how many points the path has, got {steps}; give 1 or more.")
+    for name, count in (("steps", steps), ("max_nodes", max_nodes), ("memory", memory)):
+        if count is not None and not (isinstance(count, int) and count >= 1):
+            raise GossamerError(f"{name} is a whole number from 1 on, got {count!r}.")
     how = How(
         model=model,
         saes=coders,

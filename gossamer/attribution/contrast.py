@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from gossamer.attribution.targets import LogitDifference
+from gossamer.errors import PromptError
 from gossamer.models.model import Model
 
 AMONG = 10
@@ -21,6 +22,8 @@ def contrast(model: Model, prompt: Any, against: Any, *, position: int = -1) -> 
         prompt: a text, token ids or chat messages.
         against: the other prompt.
         position: where the tokens are predicted, counted from either prompt's end when negative.
+
+    PromptError for a position that one of them does not have.
     """
     logs = []
     for each in (prompt, against):
@@ -28,6 +31,11 @@ def contrast(model: Model, prompt: Any, against: Any, *, position: int = -1) -> 
         with torch.no_grad():
             logits = model.forward(batch, {})
         assert logits is not None
+        n = logits.shape[1]
+        if not -n <= position < n:
+            raise PromptError(
+                f"Position {position} is not in both prompts; one has {n} tokens (0..{n - 1})."
+            )
         logs.append(logits[0, position].double().log_softmax(-1))
     token, distractor = (int(log.argmax()) for log in logs)
     if distractor == token:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gossamer.attribution.effects import Edge, Edges
 from gossamer.attribution.nodes import NodeTable, sae_at
+from gossamer.attribution.progress import Progress
 from gossamer.attribution.verifying.chosen import (
     Choose,
     Chosen,
@@ -59,7 +60,7 @@ def verify(  # noqa: PLR0913  the public face; everything but n_edges by name
     floor: float | None = None,
     error: Literal["attached", "frozen"] = "attached",
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> VerifyReport:
     """Check edges and nodes of a graph by changing their sources in the model.
 
@@ -79,7 +80,8 @@ def verify(  # noqa: PLR0913  the public face; everything but n_edges by name
         error: what errors do in total runs: "attached", the model answers as it is, SAEs only
             read; "frozen", errors keep their clean values, effects travel through latents only.
         seed: of the sample.
-        progress: show a bar on standard error.
+        progress: True shows a bar on standard error; a function is told
+            progress(runs done, runs in all) between batches, and stops the call by raising.
 
     Edges from biases and remainders are passed over: they are no values that a run could change.
     GossamerError when graph, model and SAEs do not belong together.
@@ -131,7 +133,7 @@ class _Allowed(NamedTuple):
 
 
 def _edges(
-    graph: Graph, stage: Stage, chosen: Chosen, allowed: _Allowed, *, progress: bool
+    graph: Graph, stage: Stage, chosen: Chosen, allowed: _Allowed, *, progress: Progress
 ) -> tuple[CheckedEdge, ...]:
     """The edges, measured in every mode."""
     if len(chosen.weights) == 0:
@@ -184,7 +186,7 @@ def _nodes(
     chosen: Int[np.ndarray, " n"],
     allowed: _Allowed,
     *,
-    progress: bool,
+    progress: Progress,
 ) -> tuple[CheckedNode, ...]:
     """The nodes' effects on the graph's targets."""
     targets = graph.nodes.targets

@@ -15,6 +15,7 @@ from gossamer.cli.bench import bench_command
 from gossamer.cli.convert import convert_command
 from gossamer.cli.dashboard import dashboard_command
 from gossamer.cli.edges import edges_command
+from gossamer.cli.edges_over import edges_over_command
 from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.generate import generate_command
 from gossamer.cli.harvest import harvest_command
@@ -33,6 +34,7 @@ def cli() -> None:
 for _command in (
     *(
         edges_command,
+        edges_over_command,
         attribute_command,
         jacobian_command,
         analyze_command,

@@ -125,12 +125,15 @@ def _check(options: dict[str, Any]) -> None:
         for name, given in (
             ("--target", options["targets"]),
             ("--difference", options["difference"]),
-            ("--target-node", options["target_node"]),
+            ("--target-node", options["target_node"] is not None),
         )
         if given
     ]
     if len(named) > 1:
         raise GossamerError(f"{' and '.join(named)} each name what is explained; give one of them.")
+    for name in ("nodes", "edges"):
+        if not 0 < options[name] <= 1:
+            raise GossamerError(f"--{name} is a share above 0 and at most 1, got {options[name]}.")
     if options["report"] is not None and not options["n_verified"]:
         raise GossamerError("--report writes what --verify found; give --verify N as well.")
     if options["against"] is None:
@@ -141,7 +144,7 @@ def _check(options: dict[str, Any]) -> None:
             raise GossamerError(
                 f"--{option} is of one graph, and --against makes two; leave it out."
             )
-    if options["target_node"]:
+    if options["target_node"] is not None:
         raise GossamerError("--against explains logits; leave --target-node out.")
 
 
@@ -152,7 +155,7 @@ def _loaded(options: dict[str, Any]) -> tuple[Any, Any]:
     name = options["model_name"]
     model = load_model(name)
     sets = options["saes_names"] or (TRANSCODERS.get(name, name),)
-    return model, [sae for each in sets for sae in load_saes(each).values()]
+    return model, [sae for each in sets for sae in load_saes(str(each)).values()]
 
 
 def _graphs(model: Any, saes: Any, prompts: list[str], options: dict[str, Any]) -> list[Any]:
@@ -183,7 +186,7 @@ def _target(model: Any, prompts: list[str], options: dict[str, Any]) -> Any:
     from gossamer.attribution.targets import LogitDifference, Logits
 
     position = options["position"]
-    if options["target_node"]:
+    if options["target_node"] is not None:
         return options["target_node"]
     if options["difference"]:
         token, distractor = (each.replace("\\n", "\n") for each in options["difference"])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,56 +14,63 @@ from gossamer.errors import DiskError, FormatError
 if TYPE_CHECKING:
     from gossamer.saes.sae import SAE
 
-FORMATS = ("sae-lens", "gossamer")
+FORMATS = (
+    *("gossamer", "sae-lens", "sparsify", "dictionary-learning", "openai", "gemma-scope"),
+    *("gemma-scope-2", "llama-scope", "circuit-tracer", "jacobian-pair"),
+)
 """What can be written."""
 
 
 @click.command("convert", short_help="Write SAEs in another format.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("--to", "wanted", type=click.Choice(FORMATS), required=True)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def convert_command(source: Path, wanted: str, out: Path, as_json: bool) -> None:
+def convert_command(source: str, wanted: str, out: Path, as_json: bool) -> None:
     """Write the SAE in SOURCE, or each of a directory of them under its folder's name, to OUT; the
-    format of SOURCE is detected. Nothing there is overwritten, and all are written or none.
+    format of SOURCE is detected, and it can be a release or a hub id. Nothing in OUT is
+    overwritten, and all are written or none.
 
-    SAELens has no TopK transcoder, no skip transcoder but that without a selection of its own, and
-    no TopK that keeps negative latents: converting one of these to sae-lens is an error.
+    A format that cannot say what an SAE does is an error that says why. circuit-tracer and
+    jacobian-pair keep several SAEs in one directory: all of SOURCE go into OUT itself.
 
     \b
-    Example:
+    Examples:
       gossamer convert runs/r2 --to sae-lens out/
+      gossamer convert gpt2-small-res-jb/blocks.8.hook_resid_pre --to gossamer out/
     """
-    from gossamer.library import load_sae, sae_directories
+    from gossamer.library import saes_in
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out} is there already and not empty; name a new directory.")
-    members = sae_directories(source, strict=True)
-    single = len(members) == 1 and members[0] == source
-    found = {"." if single else member.name: load_sae(member) for member in members}
-    _write_all(found, wanted, out)
-    written = [
-        {"directory": str(out / name), "site_in": sae.site_in, "site_out": sae.site_out}
-        for name, sae in found.items()
-    ]
+    written = _write_all(saes_in(source, strict=True), wanted, out)
     if as_json:
-        click.echo(json.dumps({"format": wanted, "saes": written}, indent=1))
+        rows = [
+            {"directory": str(place), "site_in": sae.site_in, "site_out": sae.site_out}
+            for place, sae in written
+        ]
+        click.echo(json.dumps({"format": wanted, "saes": rows}, indent=1))
     else:
-        for each in written:
-            click.echo(f"{each['site_out']} in {each['directory']}, as {wanted}")
+        for place, sae in written:
+            click.echo(f"{sae.site_out} in {place}, as {wanted}")
 
 
-def _write_all(found: "dict[str, SAE]", wanted: str, out: Path) -> None:
-    """Beside `out`, then moved into its place in one move."""
-    from gossamer.interop.sae_lens import write_sae_lens
+def _write_all(
+    found: "Mapping[str, list[SAE]]", wanted: str, out: Path
+) -> "list[tuple[Path, SAE]]":
+    """Beside `out`, then moved into its place in one move: where each SAE is."""
+    from gossamer.interop.formats import format_called
 
+    form = format_called(wanted)
     fresh = out.parent / f".{out.name}.{os.getpid()}.partial"
+    folders = _folders(found)
     try:
-        for name, sae in found.items():
-            if wanted == "sae-lens":
-                write_sae_lens(sae, fresh / name)
-            else:
-                sae.save(fresh / name)
+        if form.write_together is not None:
+            form.write_together([sae for _, sae in folders], fresh)
+            folders = [(".", sae) for _, sae in folders]
+        elif form.write is not None:
+            for name, sae in folders:
+                form.write(sae, fresh / name)
         if out.is_dir():
             out.rmdir()  # empty, as was seen
         fresh.rename(out)
@@ -72,3 +80,16 @@ def _write_all(found: "dict[str, SAE]", wanted: str, out: Path) -> None:
         raise DiskError(f"{out} could not be written ({problem}); name another.") from problem
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return [(out / name, sae) for name, sae in folders]
+
+
+def _folders(found: "Mapping[str, list[SAE]]") -> "list[tuple[str, SAE]]":
+    """The folder of each SAE: its own one's name, and where that held several also its site."""
+    folders: list[tuple[str, SAE]] = []
+    for place, saes in found.items():
+        name = place.replace("/", "_")
+        for sae in saes:
+            inner = name if name != "." else ""
+            several = f"{inner}_{sae.site_out}".lstrip("_")
+            folders.append((several if len(saes) > 1 else name, sae))
+    return folders

@@ -16,17 +16,24 @@ if TYPE_CHECKING:
     from gossamer.training.config import TrainConfig
     from gossamer.training.joint import JacobianConfig
 
-KINDS = ("topk", "batchtopk", "relu", "gated", "jumprelu", "jacobian")
+KINDS = (
+    *("topk", "batchtopk", "matryoshka", "abstopk"),
+    *("relu", "panneal", "gated", "jumprelu", "jacobian"),
+)
 """Words for the architectures; jacobian is a pair of topk SAEs around an MLP."""
 
-PENALIZED = ("relu", "gated", "jumprelu")
+PENALIZED = ("relu", "panneal", "gated", "jumprelu")
 """Those whose sparsity a penalty brings about."""
 
 PENALTIES = ("l1", "root", "log", "tanh", "capped", "normalized")
 """Words for what is made of the entries of a Jacobian."""
 
 OWNERS = {
-    "ks": ("--k", ("topk", "batchtopk", "jacobian")),
+    "ks": ("--k", ("topk", "batchtopk", "matryoshka", "abstopk", "jacobian")),
+    "prefixes": ("--prefix", ("matryoshka",)),
+    "prefix_weights": ("--prefix-weight", ("matryoshka",)),
+    "p_end": ("--p-end", ("panneal",)),
+    "crosscoder": ("--crosscoder", tuple(kind for kind in KINDS if kind != "jacobian")),
     "weights": ("--sparsity", PENALIZED),
     "sparsity_warmup": ("--sparsity-warmup", PENALIZED),
     "penalty": ("--penalty", ("jumprelu",)),
@@ -49,12 +56,19 @@ OWNERS = {
 # What is trained.
 @click.option("--sae", "kind", type=click.Choice(KINDS), default="topk", show_default=True)
 @click.option("--d-sae", required=True, type=int, help="Number of latents.")
-@click.option("--k", "ks", multiple=True, type=int, help="topk, batchtopk: latents a token.")
+@click.option("--k", "ks", multiple=True, type=int, help="topk and its kin: latents a token.")
+@click.option(
+    *("--prefix", "prefixes"), multiple=True, type=int, help="matryoshka: latents of a prefix."
+)
+@click.option(
+    *("--prefix-weight", "prefix_weights"), multiple=True, type=float, help="Of each; default: 1."
+)
+@click.option("--p-end", type=float, help="panneal: the last p; default: 0.2.")
 @click.option(
     *("--sparsity", "weights"),
     multiple=True,
     type=float,
-    help="relu, gated, jumprelu: weight of the penalty.",
+    help="relu, panneal, gated, jumprelu: weight of the penalty.",
 )
 @click.option("--sparsity-warmup", type=float, help="Share of the run over which that rises.")
 @click.option("--penalty", type=click.Choice(("l0", "tanh", "target")), help="jumprelu's.")
@@ -63,6 +77,7 @@ OWNERS = {
 @click.option("--norm", type=click.Choice(("decoder", "unit")), help="relu's L1.")
 @click.option("--bfloat16", is_flag=True, help="topk: find candidates in half precision.")
 @click.option("--skip", is_flag=True, help="Give a transcoder a linear skip connection.")
+@click.option("--crosscoder", is_flag=True, help="One dictionary for all sites that are named.")
 @click.option("--layer", type=click.IntRange(min=0), help="jacobian: block of the MLP.")
 @click.option(
     "--jacobian-weight", type=float, help="jacobian: λ; default: k² / (2 d_model); 0 for none."
@@ -111,7 +126,8 @@ def train_command(directory: Path, html: Path | None, **options: Any) -> None:
     """Train SAEs; the same command again continues where it was stopped.
 
     --k, --sparsity and --site can be repeated: all are then trained from one pass. For transcoders
-    give a --site-out for each --site.
+    give a --site-out for each --site. With --crosscoder all --site share one dictionary, or one
+    --site and all --site-out, which come after it.
 
     \b
     Examples:
@@ -193,7 +209,9 @@ def configs_of(options: dict[str, Any]) -> "list[TrainConfig]":
     from gossamer.training.config import DeadConfig, OptimizerConfig, StartConfig, TrainConfig
 
     if options["kind"] in OWNERS["ks"][1] and not options["ks"]:
-        raise GossamerError(f"A {options['kind']} SAE needs --k, its number of active latents.")
+        raise GossamerError(
+            f"--sae {options['kind']} needs --k, its number of active latents a token."
+        )
     optimizer = _given(options, "rate", "warmup_steps", "decay", "clip")
     if optimizer.get("clip") == 0:
         optimizer["clip"] = None
@@ -223,9 +241,13 @@ def configs_of(options: dict[str, Any]) -> "list[TrainConfig]":
     return configs
 
 
-def _pairs(options: dict[str, Any]) -> list[tuple[str | None, str | None]]:
+def _pairs(options: dict[str, Any]) -> list[tuple[Any, Any]]:
     """(site that is read, site that is written or None for the same)."""
     sites, sites_out = options["sites"] or (None,), options["sites_out"]
+    if options["crosscoder"]:
+        if max(len(sites), len(sites_out)) < 2 or (len(sites) > 1 and sites_out):
+            raise GossamerError("--crosscoder takes several --site, or one and several --site-out.")
+        return [(sites[0], sites_out) if sites_out else (sites, None)]
     if not sites_out:
         return [(site, None) for site in sites]
     if len(sites_out) != len(sites):
@@ -238,14 +260,18 @@ def _pairs(options: dict[str, Any]) -> list[tuple[str | None, str | None]]:
 
 def _architectures(options: dict[str, Any]) -> "list[AbstractArchitecture]":
     """The architectures that --sae and its own options name."""
+    from gossamer.training.abstopk import AbsTopKConfig
     from gossamer.training.batchtopk import BatchTopKConfig
     from gossamer.training.gated import GatedConfig
     from gossamer.training.jumprelu import JumpReLUConfig
+    from gossamer.training.matryoshka import MatryoshkaConfig
+    from gossamer.training.panneal import PAnnealConfig
     from gossamer.training.relu import ReLUConfig
     from gossamer.training.topk import TopKConfig
 
     # What was not given is left to the config's default.
     shared = _given(options, "penalty", "target_l0", "bandwidth", "norm", warmup="sparsity_warmup")
+    shared |= _given(options, "p_end")
     weights = options["weights"]
     match options["kind"]:
         case "topk":
@@ -253,8 +279,16 @@ def _architectures(options: dict[str, Any]) -> "list[AbstractArchitecture]":
             return [TopKConfig(k=k, encode_in=encode_in) for k in options["ks"]]
         case "batchtopk":
             return [BatchTopKConfig(k=k) for k in options["ks"]]
+        case "matryoshka":
+            sizes = {"prefixes": options["prefixes"], "weights": options["prefix_weights"]}
+            given = {name: values for name, values in sizes.items() if values}
+            return [MatryoshkaConfig(k=k, **given) for k in options["ks"]]
+        case "abstopk":
+            return [AbsTopKConfig(k=k) for k in options["ks"]]
         case "relu":
             return [ReLUConfig(l1=l1, **shared) for l1 in weights] or [ReLUConfig(**shared)]
+        case "panneal":
+            return [PAnnealConfig(l1=l1, **shared) for l1 in weights] or [PAnnealConfig(**shared)]
         case "gated":
             return [GatedConfig(l1=l1, **shared) for l1 in weights] or [GatedConfig(**shared)]
         case _:

@@ -45,7 +45,8 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
 
     Args:
         model: what the SAEs belong to.
-        saes: one, several, or a mapping; transcoders are scored at the site they write.
+        saes: one, several, or a mapping; transcoders are scored at the site they write, a
+            crosscoder at each, where what it makes of all its sites in a clean run is put.
         corpus: whatever `as_corpus` takes; "stdlib" is its held-out part.
         n_tokens: tokens that are scored at least, up to the end of a block.
         context: tokens of a block; None: the model's context, at most 256.
@@ -57,7 +58,7 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
     BOS tokens and padding take no part: they are neither replaced nor scored. GossamerError when
     the corpus has fewer tokens than asked.
     """
-    coders = as_saes(saes)
+    coders = as_saes(saes, faces=True)
     if not coders:
         raise GossamerError("There is nothing to evaluate: give at least one SAE.")
     check_saes(model, coders)

@@ -17,6 +17,7 @@ from gossamer.metrics import Unexplained, kl
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import Tap, remember
+from gossamer.saes.crosscoder import Face, encode_read, sites_read
 from gossamer.saes.sae import SparseCoder
 from gossamer.splice import flat
 
@@ -99,15 +100,16 @@ def see(
     context: int,
 ) -> None:
     """Add one batch of the model as it is to `seen`."""
-    sites = {site for sae in saes.values() for site in (sae.site_in, sae.site_out)}
+    sites = {site for sae in saes.values() for site in (*sites_read(sae), sae.site_out)}
     found: dict[str, Tensor] = {}
     model.forward(batch.tokens, {s: remember(found, s) for s in sites}, to_the_end=False)
     positions = batch.tokens.positions[batch.counted]
     for name, sae in saes.items():
-        x, y = (flat(found[site])[batch.counted] for site in (sae.site_in, sae.site_out))
+        y = flat(found[sae.site_out])[batch.counted]
+        x = torch.cat([flat(found[site])[batch.counted] for site in sites_read(sae)], -1)
         for some in range(0, len(x), ENCODE_ROWS):
             piece = slice(some, some + ENCODE_ROWS)
-            latents = sae.encode(x[piece])
+            latents = encode_read(sae, x[piece])
             guess = sae.decode(latents, x[piece])
             seen[name] = _added(
                 seen.get(name), (latents, y[piece], guess), positions[piece], context
@@ -170,6 +172,8 @@ def score(
         into.nats["clean"] = into.nats.get("clean", 0.0) + clean_nats.sum().item()
         for kind in KINDS:
             taps = put(sae, kind, batch.counted, means[name])
+            if kind == "patched" and isinstance(sae, Face):
+                taps = _put_clean(model, batch, sae)
             logits = _scored(model.forward(batch.tokens, taps), chosen)
             nats, divergence = _nats(logits, targets), kl(clean, logits).double()
             into.nats[kind] = into.nats.get(kind, 0.0) + nats.sum().item()
@@ -206,6 +210,23 @@ def put(
     if kind == "patched" and sae.site_in != sae.site_out:
         taps = {sae.site_in: remember(read, sae.site_in), **taps}
     return taps
+
+
+def _put_clean(model: Model, batch: Batch, face: Face) -> dict[str, Tap]:
+    """A tap that puts, at one site of a crosscoder, what it makes of all in a clean run."""
+    found: dict[str, Tensor] = {}
+    taps = {site: remember(found, site) for site in sites_read(face)}
+    model.forward(batch.tokens, taps, to_the_end=False)
+    x = torch.cat([flat(value)[batch.counted] for value in (found[s] for s in taps)], -1)
+    pieces = [face.decode(encode_read(face, some)) for some in x.split(ENCODE_ROWS)]
+    new = torch.cat(pieces)
+
+    def write(value: Tensor) -> Tensor:
+        changed = flat(value).clone()
+        changed[batch.counted] = new.to(value.dtype)
+        return changed.reshape(value.shape)
+
+    return {face.site_out: write}
 
 
 def _scored(

@@ -5,6 +5,7 @@ position that has no counterpart, in an order that both prompts keep.
 """
 
 from collections.abc import Mapping
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,13 @@ def axis_of(n_first: int, n_second: int, align: str | Mapping[int, int]) -> Axis
         shift = n_first - n_second if align == "end" else 0
         pairs = [(p, p - shift) for p in range(n_first) if 0 <= p - shift < n_second]
     else:
-        pairs = sorted((int(a), int(b)) for a, b in align.items())
+        try:
+            pairs = sorted((index(a), index(b)) for a, b in align.items())
+        except (AttributeError, TypeError) as problem:
+            raise PromptError(
+                'align is "start", "end" or a mapping from positions to positions, got '
+                f"{str(align)[:60]}."
+            ) from problem
         _check(pairs, n_first, n_second)
     first, second = [], []
     a = b = column = 0

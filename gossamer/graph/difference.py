@@ -125,14 +125,16 @@ class GraphDifference:
         """All nodes: the first graph's in its order, then those that only the second has."""
         n = len(self.first.nodes) + len(self._only_second)
         values, influence = np.full((2, n), np.nan), np.full((2, n), np.nan)
+        there = np.zeros((2, n), bool)
         for side, (graph, rows) in enumerate(
             zip((self.first, self.second), self._rows, strict=True)
         ):
             values[side, rows], influence[side, rows] = graph.nodes.values, graph.influence()
+            there[side, rows] = True
         names = [*self.first.nodes.ids]
         names += [f"{self.second.nodes.id_of(int(i))} (second)" for i in self._only_second]
         labels = self._all("label")
-        sides = _sides(values, ~np.isnan(values), self.tolerance)
+        sides = _sides(values, there, self.tolerance)
         return tuple(
             NodePair(name, SIDES[side], label, (a, b), (i, j))
             for name, side, label, a, b, i, j in zip(
@@ -204,7 +206,7 @@ class GraphDifference:
         from gossamer.views.graph_columns import GraphEdges
 
         edges, nodes = self.edges, self.nodes
-        influence = np.nanmax([node.influence for node in nodes], axis=1)
+        influence = np.fmax(*np.array([node.influence for node in nodes]).T)
         weights = self._target_weights()
         rank = np.argsort(-np.where(weights > 0, np.inf, influence), kind="stable")
         drawn = np.zeros(len(nodes), bool)
@@ -278,7 +280,7 @@ class GraphDifference:
             totals[rows] = sums_of_sizes(graph.rows) + lost
         rows = grid_rows(self._all("site"))[1]
         units = [unit if isinstance(unit, int) else -1 for unit in self._all("unit")]
-        values = np.array([np.nanmax(node.values) for node in nodes])
+        values = np.fmax(*np.array([node.values for node in nodes]).T)
         return GraphNodes(
             ids=[node.id for node in nodes],
             kinds=[self._members[int(i)].kind for i in chosen],

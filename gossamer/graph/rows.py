@@ -214,14 +214,17 @@ class RowWriter:
     def __post_init__(self) -> None:
         listed = self.directory / DONE
         if listed.exists():
-            text = listed.read_text()
-            whole = text[: text.rfind("\n") + 1]  # a killed process may leave half a line
+            text = listed.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]  # a killed process may leave half a line
             if whole != text:
-                os.truncate(listed, len(whole.encode()))
-            for line in whole.splitlines():
-                target, start, count = json.loads(line)
-                self.done[target] = (start, count)
-                self.end = max(self.end, start + count)
+                os.truncate(listed, len(whole))
+            try:
+                for line in whole.splitlines():
+                    self._list(*json.loads(line))
+            except (ValueError, TypeError) as problem:
+                raise FormatError(
+                    f"{listed} is damaged; remove {self.directory} and compute the graph again."
+                ) from problem
         for name, size in ((COLUMNS, 4), (VALUES, self.dtype.itemsize)):
             path = self.directory / name
             path.touch()
@@ -231,6 +234,14 @@ class RowWriter:
                     "the graph again."
                 )
             os.truncate(path, self.end * size)
+
+    def _list(self, target: int, start: int, count: int) -> None:
+        """Take down a row that is there; rows lie one after another. ValueError for another."""
+        whole = all(type(each) is int for each in (target, start, count))
+        if not whole or not 0 <= target < self.n_nodes or start != self.end or count < 0:
+            raise ValueError("no row of this matrix, behind the last one")
+        self.done[target] = (start, count)
+        self.end += count
 
     def append(self, rows: list[Row]) -> None:
         """Write rows behind those that are there. DiskError when the disk refuses; then what was

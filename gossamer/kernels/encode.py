@@ -4,6 +4,7 @@ The product u W_encᵀ + b_enc is the one dense product of a training step. It i
 at a time in one buffer that is used again, and only what the rule selects is kept:
 
     encode_topk         the k largest of each token
+    encode_abs_topk     the k largest of each token in size, whatever their sign (arXiv 2510.00404)
     encode_batch_topk   the k · batch largest of the whole batch (arXiv 2412.06410)
     encode_above        those above a threshold for each latent, unless they are too many
 
@@ -54,6 +55,35 @@ def encode_topk_reference(
     """The definition."""
     values, indices = (u @ W_enc.T + b_enc).topk(k)
     return values, indices
+
+
+@torch.no_grad()
+def encode_abs_topk(
+    u: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+) -> tuple[Float[Tensor, "batch k"], Int64[Tensor, "batch k"]]:
+    """The k pre-activations of each token that are largest in size, in no order, and their
+    latents."""
+    values, indices = u.new_empty(len(u), k), _empty_indices(u, k)
+    for start, pre in _encoded(u, W_enc, b_enc):
+        rows = slice(start, start + len(pre))
+        torch.topk(pre.abs(), k, sorted=False, out=(values[rows], indices[rows]))
+        torch.gather(pre, 1, indices[rows], out=values[rows])
+    return values, indices
+
+
+def encode_abs_topk_reference(
+    u: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+) -> tuple[Float[Tensor, "batch k"], Int64[Tensor, "batch k"]]:
+    """The definition."""
+    pre = u @ W_enc.T + b_enc
+    indices = pre.abs().topk(k).indices
+    return pre.gather(1, indices), indices
 
 
 @torch.no_grad()

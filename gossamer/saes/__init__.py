@@ -1,5 +1,7 @@
-"""Sparse autoencoders and transcoders: one architecture per file, native save and load."""
+"""Autoencoders, transcoders, crosscoders: one architecture per file, native save and load."""
 
+from gossamer.saes.abstopk import AbsTopK
+from gossamer.saes.crosscoder import Crosscoder, load_crosscoder
 from gossamer.saes.files import is_native, load_native
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
@@ -11,7 +13,9 @@ from gossamer.saes.topk import TopK
 
 __all__ = [
     "SAE",
+    "AbsTopK",
     "AbstractSelection",
+    "Crosscoder",
     "Gated",
     "JumpReLU",
     "Labels",
@@ -19,5 +23,6 @@ __all__ = [
     "SparseCoder",
     "TopK",
     "is_native",
+    "load_crosscoder",
     "load_native",
 ]

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossamer.errors import DiskError, FormatError, placed
+from gossamer.saes.abstopk import AbsTopK
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.labels import LABELS_FILE, load_labels, save_labels
@@ -36,7 +37,7 @@ VERSION = 1
 """Version of the layout described here."""
 
 SELECTIONS: dict[str, type[AbstractSelection]] = {
-    selection.name: selection for selection in (ReLU, TopK, JumpReLU, Gated)
+    selection.name: selection for selection in (ReLU, TopK, AbsTopK, JumpReLU, Gated)
 }
 """Selections by the word that files use."""
 
@@ -52,8 +53,11 @@ _OPTIONS = (
 )
 
 
-def write_native(arguments: Mapping[str, Any], directory: str | Path) -> None:
-    """Write the SAE with these constructor arguments. FormatError when its metadata is not JSON."""
+def write_native(
+    arguments: Mapping[str, Any], directory: str | Path, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write the SAE with these constructor arguments, and `more` into its header. FormatError when
+    its metadata is not JSON."""
     directory = Path(directory)
     selection: AbstractSelection = arguments["selection"]
     tensors = {name: arguments[name] for name in _WEIGHTS if arguments[name] is not None}
@@ -66,6 +70,7 @@ def write_native(arguments: Mapping[str, Any], directory: str | Path) -> None:
         "fingerprint": fingerprint,
         "selection": {"name": selection.name, **selection.scalars()},
         **{name: arguments[name] for name in _OPTIONS},
+        **(more or {}),
     }
     text = _json(header)
     make_directory(directory)

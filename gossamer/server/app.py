@@ -17,8 +17,9 @@ from gossamer.saes.sae import SparseCoder
 from gossamer.server import answers, faults
 from gossamer.server.config import ServerConfig
 from gossamer.server.gate import Gate
+from gossamer.server.graphs import Graphs
 from gossamer.server.jobs import Jobs
-from gossamer.server.routes import about, analyses, kept, latents, runs
+from gossamer.server.routes import about, analyses, graphs, kept, latents, runs
 from gossamer.server.state import Kept, State
 from gossamer.server.store import Store
 from gossamer.server.values import Served
@@ -55,7 +56,8 @@ def create_app(
     Args:
         model: what is served.
         saes: None, an SAE, several, or a mapping.
-        workspace: the directory that holds labels, jobs and results; made when it is not there.
+        workspace: the directory that holds labels, jobs, results and graphs; made when it is not
+            there.
         config: where it listens, who may ask, and its limits.
     """
     config = ServerConfig() if config is None else config
@@ -83,7 +85,7 @@ def create_app(
     )
     app.state.gossamer = state
     faults.install(app)
-    for routes in (about, analyses, runs, latents, kept):
+    for routes in (about, analyses, runs, graphs, latents, kept):
         app.include_router(routes.router)
     _add_pages(app)
     app.add_middleware(Gate, config=config)
@@ -107,9 +109,8 @@ def _state(
     )
     found: list[State] = []
     jobs = Jobs(store, worker, lambda job, step: kept.run_job(found[0], job, step))
-    state = State(
-        Served(model, saes), config, worker, store, jobs, Kept(config.keep, config.memory)
-    )
+    kept_ones = Kept(config.keep, config.memory)
+    state = State(Served(model, saes), config, worker, store, jobs, kept_ones, Graphs(store))
     found.append(state)
     return state
 

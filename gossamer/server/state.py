@@ -8,6 +8,7 @@ from typing import Any
 
 from gossamer.analysis.result import Analysis
 from gossamer.server.config import ServerConfig
+from gossamer.server.graphs import Graphs
 from gossamer.server.jobs import Jobs
 from gossamer.server.store import Store, not_found
 from gossamer.server.values import Served
@@ -75,3 +76,6 @@ class State:
 
     kept: Kept
     """The last analyses."""
+
+    graphs: Graphs
+    """Graphs in the workspace."""

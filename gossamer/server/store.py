@@ -1,8 +1,9 @@
-"""The workspace: labels, jobs and results as files, each put in place whole, and what of them is
-known by id."""
+"""The workspace: labels, jobs, results and graphs as files, each put in place whole, and what of
+them is known by id."""
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,14 @@ from gossamer.errors import FormatError, GossamerError, placed
 from gossamer.server.faults import Refusal, to_json
 
 LABELS = "labels.json"
-ID = re.compile(r"[ajr]-[0-9a-f]{16}")
-"""Ids of analyses, jobs and results; nothing else becomes part of a file's name."""
+ID = re.compile(r"[agjr]-[0-9a-f]{16}")
+"""Ids of analyses, graphs, jobs and results; nothing else becomes part of a file's name."""
+
+LISTED = {
+    "results": ("id", "kind", "title", "created"),
+    "graphs": ("id", "title", "created", "prompt", "target", "n_nodes", "n_edges", "verified"),
+}
+"""What a list says of each file, by folder."""
 
 
 class Store:
@@ -22,7 +29,7 @@ class Store:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory).resolve()
         try:
-            for name in ("jobs", "results"):
+            for name in ("jobs", "results", "graphs", "reports", "rows"):
                 (self.directory / name).mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.directory / ".lock").open("a")
         except OSError as problem:
@@ -38,11 +45,28 @@ class Store:
             )
         self._guard = threading.Lock()
         try:
-            self._contents = {each["id"]: _info(each) for each in self.every("results")}
+            self._sweep()
+            self._contents = {
+                folder: {each["id"]: _info(folder, each) for each in self.every(folder)}
+                for folder in LISTED
+            }
             self._labels = self._read_labels()
         except Exception:
             self.close()
             raise
+
+    def _sweep(self) -> None:
+        """Remove what a killed server left: graphs that nothing is said of, half-written files, and
+        rows of edges whose job is not remembered."""
+        for path in (self.directory / "graphs").iterdir():
+            name, _, rest = path.name.partition(".")
+            if not ID.fullmatch(name):
+                continue
+            if rest.endswith(".partial") or not self.path("graphs", name).exists():
+                path.unlink(missing_ok=True)
+        for path in (self.directory / "rows").iterdir():
+            if ID.fullmatch(path.name) and not self.path("jobs", path.name).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _read_labels(self) -> dict[str, dict[str, str]]:
         path = self.directory / LABELS
@@ -76,16 +100,16 @@ class Store:
             self._labels = labels
 
     def save(self, folder: str, name: str, content: Mapping[str, Any]) -> None:
-        """Write jobs/ID.json or results/ID.json."""
+        """Write FOLDER/ID.json, such as jobs/ID.json."""
         with self._guard:
             self._write(self.path(folder, name), content)
-            if folder == "results":
-                self._contents[name] = _info(content)
+            if folder in LISTED:
+                self._contents[folder][name] = _info(folder, content)
 
-    def contents(self) -> list[dict[str, Any]]:
-        """What results there are, newest first, without their answers."""
+    def contents(self, folder: str) -> list[dict[str, Any]]:
+        """What results or graphs there are, newest first, each in short."""
         with self._guard:
-            return sorted(self._contents.values(), key=lambda each: -each["created"])
+            return sorted(self._contents[folder].values(), key=lambda each: -each["created"])
 
     def load(self, folder: str, name: str) -> dict[str, Any]:
         """Read what `save` wrote. Refusal 404 when there is none."""
@@ -101,9 +125,20 @@ class Store:
             raise not_found(folder.removesuffix("s"), name)
         with self._guard:
             path.unlink(missing_ok=True)
-            if folder == "results":
-                self._contents.pop(name, None)
+            self._contents.get(folder, {}).pop(name, None)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
+        if folder == "graphs":
+            self.path("reports", name).unlink(missing_ok=True)
+        if folder == "jobs":
+            self.drop_rows(name)
+
+    def rows(self, job: str) -> Path:
+        """Where the edges of a job's graphs lie until they are whole; a rerun goes on there."""
+        return self.path("rows", job, "")
+
+    def drop_rows(self, job: str) -> None:
+        """Take them away."""
+        shutil.rmtree(self.rows(job), ignore_errors=True)
 
     def every(self, folder: str) -> list[dict[str, Any]]:
         """All files of a folder, oldest first."""
@@ -146,8 +181,8 @@ class Store:
             temporary.write_bytes(to_json(content))
 
 
-def _info(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: content.get(name) for name in ("id", "kind", "title", "created")}
+def _info(folder: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: content.get(name) for name in LISTED[folder]}
 
 
 def not_found(what: str, name: str) -> Refusal:

@@ -68,9 +68,9 @@ class Encoded:
     def fired(self, latents: Float[Tensor, "..."]) -> Bool[Tensor, " d_sae"]:
         """Which latents were active on some token."""
         if self.pairs is None:
-            return (latents > 0).any(0)
+            return (latents != 0).any(0)
         fired = torch.zeros(self.pairs.d_sae, dtype=torch.bool, device=latents.device)
-        fired[self.pairs.indices[latents > 0]] = True
+        fired[self.pairs.indices[latents != 0]] = True
         return fired
 
 
@@ -105,6 +105,9 @@ class AbstractArchitecture(ABC):
     selects_by_rank: ClassVar[bool]
     """Whether k latents are chosen whatever their size, so that the scale of the encoder is free
     and only AuxK tells dead latents anything."""
+
+    is_signed: ClassVar[bool]
+    """Whether latents can be negative."""
 
     @abstractmethod
     def check(self, d_sae: int) -> None:
@@ -147,8 +150,9 @@ class AbstractArchitecture(ABC):
         """What is added to the squared error, by name."""
 
     @abstractmethod
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
-        """Update `estimates`, and bring its parameters back to where they may be."""
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
+        """Update `estimates`, and bring its parameters back to where they may be; `progress` is
+        the batch's, as in `Moment`."""
 
     @abstractmethod
     def selection(self, trainee: Trainee) -> AbstractSelection:

@@ -36,6 +36,9 @@ class BatchTopKConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = True
     """It does."""
 
+    is_signed: ClassVar[bool] = False
+    """No."""
+
     k: int
     """Latents kept for each token on average."""
 
@@ -67,13 +70,12 @@ class BatchTopKConfig(AbstractArchitecture):
         return {}
 
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """The running threshold, negative before the first batch with an active latent."""
-        return {"running_threshold": torch.tensor(-1.0, dtype=torch.float64)}
+        """The running threshold."""
+        return new_threshold()
 
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The pairs that the batch keeps; all are positive."""
-        found = encode_batch_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), self.k)
-        return read_found(trainee, u, trainee.b_enc, found)
+        return read_batch(trainee, u, self.k)
 
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """The pre-activations themselves."""
@@ -85,16 +87,37 @@ class BatchTopKConfig(AbstractArchitecture):
         """None."""
         return {}
 
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Take the batch's smallest kept value into the running threshold."""
-        if latents.numel() == 0:
-            return
-        running = trainee.get_buffer("running_threshold")
-        smallest = latents.detach().min().double()
-        moved = running * self.threshold_decay + smallest * (1 - self.threshold_decay)
-        running.copy_(torch.where(running < 0, smallest, moved))
+        follow_(trainee, latents, self.threshold_decay)
 
     def selection(self, trainee: Trainee) -> JumpReLU:
         """One threshold for all latents: the running one, until it is set from fresh batches."""
-        threshold = trainee.get_buffer("running_threshold").clamp(min=0)
-        return JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))
+        return one_threshold(trainee)
+
+
+def new_threshold() -> dict[str, Float[Tensor, ""]]:
+    """The running threshold, negative before the first batch with an active latent."""
+    return {"running_threshold": torch.tensor(-1.0, dtype=torch.float64)}
+
+
+def read_batch(trainee: Trainee, u: Float[Tensor, "batch d_in"], k: int) -> Encoded:
+    """The pairs that a batch keeps."""
+    found = encode_batch_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
+    return read_found(trainee, u, trainee.b_enc, found)
+
+
+def follow_(trainee: Trainee, latents: Float[Tensor, "..."], decay: float) -> None:
+    """Take a batch's smallest kept value into the running threshold."""
+    if latents.numel() == 0:
+        return
+    running = trainee.get_buffer("running_threshold")
+    smallest = latents.detach().min().double()
+    moved = running * decay + smallest * (1 - decay)
+    running.copy_(torch.where(running < 0, smallest, moved))
+
+
+def one_threshold(trainee: Trainee) -> JumpReLU:
+    """The running threshold for all latents."""
+    threshold = trainee.get_buffer("running_threshold").clamp(min=0)
+    return JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))

@@ -101,7 +101,8 @@ class TrainConfig:
     """One SAE or transcoder to be trained."""
 
     sae: AbstractArchitecture
-    """TopKConfig, BatchTopKConfig, ReLUConfig, GatedConfig or JumpReLUConfig."""
+    """TopKConfig, BatchTopKConfig, MatryoshkaConfig, AbsTopKConfig, ReLUConfig, PAnnealConfig,
+    GatedConfig or JumpReLUConfig."""
 
     d_sae: int
     """Number of latents."""
@@ -110,11 +111,12 @@ class TrainConfig:
     """Tokens that it sees, a whole number (2e6 is one), rounded up to whole batches; several
     epochs where there are fewer."""
 
-    site: str | None = None
-    """The site it reads; None: the only one that the source has."""
+    site: str | tuple[str, ...] | None = None
+    """The site it reads, several for a crosscoder, which writes them too; None: the only one that
+    the source has."""
 
-    site_out: str | None = None
-    """The site a transcoder writes; None: an autoencoder."""
+    site_out: str | tuple[str, ...] | None = None
+    """The site a transcoder writes, several for one across layers; None: an autoencoder."""
 
     skip: bool = False
     """Whether a transcoder adds a linear map of its input (arXiv 2501.18823)."""
@@ -138,9 +140,7 @@ class TrainConfig:
         for name in ("d_sae", "n_tokens", "batch_tokens"):
             check_whole(name, getattr(self, name))
         check_whole("seed", self.seed, 0, 2**32 - 1)
-        for site in (self.site, self.site_out):
-            if site is not None:
-                parse_site(site)
+        self._check_sites()
         if self.skip and self.site_out in (None, self.site):
             raise GossamerError("A skip connection is for transcoders; give site_out as well.")
         self.sae.check(self.d_sae)
@@ -150,10 +150,50 @@ class TrainConfig:
                 'A transcoder\'s decoder norms are free, so an L1 with norm="unit" would only make '
                 'them grow; write norm="decoder".'
             )
+        if is_transcoder and self.sae.name == "panneal":
+            raise GossamerError(
+                "A transcoder's decoder norms are free, so the penalty of p-anneal, which sees "
+                "none, would only make them grow; train an autoencoder, or take another."
+            )
         if self.remedy == "auxk" and self.sae.name == "gated":
             raise GossamerError(
                 "AuxK gives the gate of a gated SAE no gradient; write remedy resample or none."
             )
+
+    def _check_sites(self) -> None:
+        for sites in (self.sites_in, self.sites_out):
+            for site in sites:
+                parse_site(site)
+            if len(set(sites)) < len(sites):
+                raise GossamerError(
+                    f"The sites of one dictionary differ, got {', '.join(sites)}; name each once."
+                )
+        if len(self.sites_in) > 1 and self.sites_out != self.sites_in:
+            raise GossamerError(
+                f"A crosscoder writes the sites that it reads, {', '.join(self.sites_in)}; leave "
+                "site_out out, or give one site that is read."
+            )
+
+    @property
+    def sites_in(self) -> tuple[str, ...]:
+        """The sites it reads; none while that is left to the source."""
+        return as_sites(self.site)
+
+    @property
+    def sites_out(self) -> tuple[str, ...]:
+        """The sites it writes."""
+        return self.sites_in if self.site_out is None else as_sites(self.site_out)
+
+    @property
+    def is_several(self) -> bool:
+        """Whether it writes several sites."""
+        return len(self.sites_out) > 1
+
+    @property
+    def written(self) -> str:
+        """What it writes, in a word: the site, or the first and how many more."""
+        more = f"+{len(self.sites_out) - 1}" if self.is_several else ""
+        return self.sites_out[0] + more
 
     @property
     def n_steps(self) -> int:
@@ -177,6 +217,11 @@ class TrainConfig:
         """Tokens of silence that mean dead."""
         derived = max(1, min(10_000_000, int(self.n_tokens) // 20))
         return derived if self.dead.after_tokens is None else int(self.dead.after_tokens)
+
+
+def as_sites(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """None, one or several."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

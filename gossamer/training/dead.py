@@ -5,7 +5,8 @@ others missed: with e = y - ŷ held constant and A the k_aux largest relu(p_i) o
 
     ê = Σ_{i ∈ A} relu(p_i) W_dec,i          L = ‖e - ê‖² / ‖e - mean e‖²
 
-without b_dec, which the others have used already. Resampling (Bricken et al. 2023) gives a dead
+without b_dec, which the others have used already. Where latents can be negative A is the k_aux
+largest |p_i|, and ê the sum of p_i W_dec,i. Resampling (Bricken et al. 2023) gives a dead
 latent the direction of an input that is reconstructed badly.
 """
 
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer.kernels.encode import encode_topk
+from gossamer.kernels.encode import encode_abs_topk, encode_topk
 from gossamer.kernels.pairs import Pairs, read_pairs, write_pairs
 from gossamer.training.architecture import AbstractArchitecture
 from gossamer.training.trainee import Trainee
@@ -30,15 +31,17 @@ def auxk(
     *,
     dead: Int64[Tensor, " n_dead"],
     k_aux: int,
+    signed: bool = False,
 ) -> Float[Tensor, ""]:
-    """L above, times min(1, n_dead / k_aux); 0 where the error does not vary."""
+    """L above, times min(1, n_dead / k_aux); 0 where the error does not vary. `signed`: whether
+    latents can be negative."""
     shift = trainee.shift
     u = x if shift is None else x - shift
     W_enc, W_dec = trainee.W_enc.index_select(0, dead), trainee.W_dec.index_select(0, dead)
     b_enc = trainee.b_enc.index_select(0, dead)
     k = min(k_aux, len(dead))
     written = _dense if k > MAX_DENSITY * len(dead) else _sparse
-    missed = (error - written(u, W_enc, b_enc, W_dec, k)).square().sum()
+    missed = (error - written(u, W_enc, b_enc, W_dec, k, signed=signed)).square().sum()
     variation = (error - error.mean(0)).square().sum()
     # What is left of the variation of equal rows is rounding. The quotient not taken must be finite
     # too, or its gradient is 0 · inf.
@@ -53,11 +56,14 @@ def _dense(  # noqa: PLR0917  the parts of a small SAE
     b_enc: Float[Tensor, " n_dead"],
     W_dec: Float[Tensor, "n_dead d_out"],
     k: int,
+    *,
+    signed: bool,
 ) -> Float[Tensor, "batch d_out"]:
-    pre = (u @ W_enc.T + b_enc).relu()
+    pre = u @ W_enc.T + b_enc
+    pre = pre if signed else pre.relu()
     if k < len(b_enc):
-        kept = pre.topk(k, sorted=False)
-        pre = torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
+        kept = pre.detach().abs().topk(k, sorted=False).indices
+        pre = torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept))
     return pre @ W_dec
 
 
@@ -67,12 +73,15 @@ def _sparse(  # noqa: PLR0917  the parts of a small SAE
     b_enc: Float[Tensor, " n_dead"],
     W_dec: Float[Tensor, "n_dead d_out"],
     k: int,
+    *,
+    signed: bool,
 ) -> Float[Tensor, "batch d_out"]:
-    values, indices = encode_topk(u.detach(), W_enc.detach(), b_enc.detach(), k)
+    encode = encode_abs_topk if signed else encode_topk
+    values, indices = encode(u.detach(), W_enc.detach(), b_enc.detach(), k)
     offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
     pairs = Pairs.of(indices.flatten(), offsets, len(b_enc))
     pre = read_pairs(u, W_enc, b_enc, pairs=pairs, values=values.flatten())
-    return write_pairs(pre.relu(), W_dec, pairs=pairs)
+    return write_pairs(pre if signed else pre.relu(), W_dec, pairs=pairs)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import DiskError
 from gossamer.kernels.encode import encode_topk
+from gossamer.saes.crosscoder import BETWEEN, Crosscoder
 from gossamer.saes.gated import Gated
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.native import read_header
@@ -19,6 +20,8 @@ from gossamer.saes.selection import AbstractSelection
 from gossamer.training.batchtopk import BatchTopKConfig
 from gossamer.training.checkpoints import as_json, why_not
 from gossamer.training.config import TrainConfig
+from gossamer.training.matryoshka import MatryoshkaConfig
+from gossamer.training.start import side_by_side
 from gossamer.training.trainee import Trainee
 
 FRESH_TOKENS = 65536
@@ -35,7 +38,7 @@ def member_names(configs: Sequence[TrainConfig]) -> list[str]:
     """
     if len(configs) == 1:
         return [""]
-    sites = [config.site_out or str(config.site) for config in configs]
+    sites = [config.written for config in configs]
     if len(set(sites)) == len(sites):
         return sites
     return [f"{place:02d}-{site}" for place, site in enumerate(sites)]
@@ -46,27 +49,41 @@ def finished_sae(
     trainee: Trainee,
     fresh: Iterator[Mapping[str, Tensor]],
     about: Mapping[str, Any],
-) -> SAE:
-    """The SAE in the model's units. `fresh` gives batches that follow the last trained on."""
+) -> SAE | Crosscoder:
+    """The SAE or crosscoder in the model's units. `fresh` gives batches that follow the last."""
     metadata: dict[str, Any] = {"training": as_json(config), "source": dict(about)}
     selection: AbstractSelection = config.sae.selection(trainee)
-    if isinstance(config.sae, BatchTopKConfig):
+    if isinstance(config.sae, BatchTopKConfig | MatryoshkaConfig):
         threshold = batch_threshold(config, trainee, config.sae.k, fresh)
         running = trainee.get_buffer("running_threshold")
-        metadata["running_threshold"] = _scalar(running / trainee.scale_out)
-        metadata["threshold"] = _scalar(threshold / trainee.scale_out)
+        metadata["running_threshold"] = _scalar(running / trainee.unit)
+        metadata["threshold"] = _scalar(threshold / trainee.unit)
         metadata["k"] = config.sae.k
+        if isinstance(config.sae, MatryoshkaConfig):
+            metadata["prefixes"] = [*config.sae.inner(trainee.d_sae), trainee.d_sae]
         selection = JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))
-    return SAE(
+    sae = SAE(
         **trainee.folded(),
-        selection=in_target_units(selection, trainee.scale_out),
-        site_in=str(config.site),
-        site_out=config.site_out,
+        selection=in_target_units(selection, trainee.unit),
+        site_in=BETWEEN.join(config.sites_in),
+        site_out=BETWEEN.join(config.sites_out),
         subtract_b_dec=trainee.subtract_b_dec,
         prepend_bos=about.get("prepend_bos"),
         model_name=about.get("model"),
         metadata=metadata,
     )
+    return _of_several(config, trainee, sae) if config.is_several else sae
+
+
+def _of_several(config: TrainConfig, trainee: Trainee, joint: SAE) -> Crosscoder:
+    """The SAE over sites side by side as what it is, with what brings the sites to one size."""
+    sites, widths = config.sites_out, trainee.widths
+    scales = [part[0].item() for part in trainee.scale_out.split(list(widths))]
+    joint.metadata["scales"] = dict(zip(sites, scales, strict=True))
+    writes = dict(zip(sites, widths, strict=True))
+    is_wide = len(config.sites_in) > 1
+    reads = writes if is_wide else {config.sites_in[0]: joint.d_in}
+    return Crosscoder.of_joint(joint, reads, writes)
 
 
 def in_target_units(selection: AbstractSelection, scale: Float[Tensor, ""]) -> AbstractSelection:
@@ -89,12 +106,11 @@ def batch_threshold(
 
     Over FRESH_TOKENS tokens, or as many as the run had; 0 when they have fewer however low it is.
     """
-    site = str(config.site)
     n_each = min(FAR * k, trainee.d_sae)
     pooled: list[Tensor] = []
     n_tokens = 0
     while n_tokens < min(FRESH_TOKENS, config.n_tokens):
-        x = next(fresh)[site].to(trainee.b_enc.device)
+        x = side_by_side(config.sites_in, next(fresh)).to(trainee.b_enc.device)
         _, u, _ = trainee.inputs(x, x)
         values, _ = encode_topk(u, trainee.W_enc, trainee.b_enc, n_each)
         pooled.append(values[values > 0])
@@ -105,7 +121,7 @@ def batch_threshold(
     return flat.kthvalue(len(flat) - n_wanted).values  # that many are strictly above it
 
 
-def save_all(saes: Sequence[SAE], names: Sequence[str], directory: Path) -> None:
+def save_all(saes: Sequence[SAE | Crosscoder], names: Sequence[str], directory: Path) -> None:
     """Write each SAE into its folder."""
     for sae, name in zip(saes, names, strict=True):
         try:

@@ -37,6 +37,9 @@ class GatedConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = False
     """It does not."""
 
+    is_signed: ClassVar[bool] = False
+    """No."""
+
     l1: float = 5.0
     """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d)."""
 
@@ -91,13 +94,13 @@ class GatedConfig(AbstractArchitecture):
             decoded = decoded + moment.x @ trainee.W_skip.detach().T
         weighted = gate
         if not trainee.unit_decoder:
-            weighted = gate * encoded.spread(trainee.W_dec.detach().norm(dim=1))
+            weighted = gate * encoded.spread(trainee.decoder_norms().detach())
         return {
             "l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted),
             "gate": encoded.per_token((moment.target - decoded).square()),
         }
 
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> Gated:

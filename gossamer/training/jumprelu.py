@@ -47,6 +47,9 @@ class JumpReLUConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = False
     """It does not."""
 
+    is_signed: ClassVar[bool] = False
+    """No."""
+
     penalty: Literal["l0", "tanh", "target"] = "tanh"
     """Which of the three losses."""
 
@@ -140,7 +143,7 @@ class JumpReLUConfig(AbstractArchitecture):
         weight = warmed(self.weight, self.warmup, moment.progress)
         threshold = trainee.extra["threshold"]
         if self.penalty == "tanh":
-            norms = encoded.spread(trainee.W_dec.norm(dim=1))
+            norms = encoded.spread(trainee.decoder_norms())
             sparsity = (self.tanh_scale * latents * norms).tanh()
         else:
             sparsity = step(encoded.pre, encoded.spread(threshold), self.width)
@@ -151,12 +154,12 @@ class JumpReLUConfig(AbstractArchitecture):
         if self.dead_weight and len(moment.dead):
             dead = moment.dead
             pre = moment.u @ trainee.W_enc[dead].T + trainee.b_enc[dead]
-            below = (threshold[dead] - pre).relu() * trainee.W_dec[dead].norm(dim=1)
+            below = (threshold[dead] - pre).relu() * trainee.decoder_norms()[dead]
             terms["dead"] = self.dead_weight * encoded.per_token(below)
         return terms
 
     @torch.no_grad()
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Keep θ at 0 or above."""
         trainee.extra["threshold"].clamp_(min=0)
 

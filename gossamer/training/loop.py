@@ -22,8 +22,10 @@ from torch import Tensor
 from gossamer.errors import FormatError, GossamerError
 from gossamer.machine import device_of
 from gossamer.models.model import Model
+from gossamer.saes.crosscoder import is_crosscoder, load_crosscoder
 from gossamer.saes.files import is_native, load_native
-from gossamer.saes.sae import SAE
+from gossamer.saes.sae import SparseCoder
+from gossamer.splice import as_saes
 from gossamer.training.checkpoints import (
     LOG_FILE,
     append_log,
@@ -43,7 +45,7 @@ from gossamer.training.joint import JacobianConfig, Joint, jacobian_term
 from gossamer.training.progress import Bar, Callback, Clock
 from gossamer.training.schedules import learning_rate
 from gossamer.training.settled import settled, source_of
-from gossamer.training.start import first_look, new_trainee
+from gossamer.training.start import first_look, new_trainee, side_by_side
 from gossamer.training.step import (
     NotFiniteError,
     Outcome,
@@ -60,8 +62,8 @@ from gossamer.views.curves import curves_to_html
 class TrainResult:
     """What training gave."""
 
-    sae: SAE
-    """The SAE, in the units of the model's activations."""
+    sae: Any
+    """The SAE, or a `Crosscoder`, in the units of the model's activations."""
 
     history: list[dict[str, Any]]
     """The rows of the log; `gossamer/training/progress.py` says what is in them."""
@@ -70,13 +72,13 @@ class TrainResult:
     """Where the SAE is saved; None when no directory was given."""
 
     @property
-    def saes(self) -> dict[str, SAE]:
-        """The SAE by the site it writes, as `gossamer.run` takes it."""
-        return {self.sae.site_out: self.sae}
+    def saes(self) -> dict[str, SparseCoder]:
+        """By the site it writes, as `gossamer.run` takes it."""
+        return as_saes(self.sae, faces=True)
 
     def to_html(self, path: str | Path, *, log: bool = False) -> Path:
         """Write the curves as a page that opens offline, at first with a log axis if asked."""
-        return curves_to_html(self.history, path, title=f"Training {self.sae.site_out}", log=log)
+        return curves_to_html(self.history, path, title=f"Training {', '.join(self.saes)}", log=log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,8 @@ class _Run:
     @property
     def sites(self) -> list[str]:
         """Every site that is read or written."""
-        named = [(str(config.site), config.site_out) for config in self.configs]
-        return list(dict.fromkeys(site for pair in named for site in pair if site))
+        named = [(*config.sites_in, *config.sites_out) for config in self.configs]
+        return list(dict.fromkeys(site for several in named for site in several))
 
     def batches(self, start: int) -> Iterator[Mapping[str, Tensor]]:
         """Finite batches from number `start`, on the device. GossamerError at any other."""
@@ -211,7 +213,7 @@ def train(
     return results if several else results[0]
 
 
-def _trained(what: _Run, names: Sequence[str], text: str) -> tuple[list[SAE], list[dict[str, Any]]]:
+def _trained(what: _Run, names: Sequence[str], text: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """The loop. `text` is that of the run's file."""
     state = _begun(what)
     if what.directory is not None:
@@ -306,7 +308,7 @@ def _keep_(what: _Run, state: _State) -> None:
 
 def _run_away(what: _Run, config: TrainConfig, step: int) -> GossamerError:
     return GossamerError(
-        f"At step {step} the loss of {config.site_out or config.site}, its gradient or the weights "
+        f"At step {step} the loss of {config.written}, its gradient or the weights "
         "are no longer finite, although the activations are: the weights have run away; "
         f"{last_good(what.directory)}. Give a lower rate, or clip gradients, in another directory."
     )
@@ -314,8 +316,8 @@ def _run_away(what: _Run, config: TrainConfig, step: int) -> GossamerError:
 
 def _pair(config: TrainConfig, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Input and target of one trainee."""
-    x = batch[str(config.site)]
-    return x, batch[config.site_out] if config.site_out is not None else x
+    x = side_by_side(config.sites_in, batch)
+    return x, x if config.site_out is None else side_by_side(config.sites_out, batch)
 
 
 def _rows(what: _Run, state: _State, outcomes: list[Outcome]) -> list[dict[str, Any]]:
@@ -329,7 +331,7 @@ def _rows(what: _Run, state: _State, outcomes: list[Outcome]) -> list[dict[str, 
                 "step": done,
                 "tokens": done * size,
                 "trainee": place,
-                "site_out": config.site_out or config.site,
+                "site_out": config.written,
                 "loss": loss,
                 "fvu": squared_error / variation if variation else 0.0,
                 "l0": n_active / size,
@@ -353,7 +355,7 @@ def _tell(what: _Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
         interrupt.wanted = True
 
 
-def _saved(what: _Run, trainees: list[Trainee], names: Sequence[str]) -> list[SAE]:
+def _saved(what: _Run, trainees: list[Trainee], names: Sequence[str]) -> list[Any]:
     saes = []
     for config, trainee in zip(what.configs, trainees, strict=True):
         fresh = what.batches(config.n_steps)
@@ -363,7 +365,7 @@ def _saved(what: _Run, trainees: list[Trainee], names: Sequence[str]) -> list[SA
     return saes
 
 
-def _finished(what: _Run, names: Sequence[str]) -> tuple[list[SAE], list[dict[str, Any]]] | None:
+def _finished(what: _Run, names: Sequence[str]) -> tuple[list[Any], list[dict[str, Any]]] | None:
     """The SAEs and log of a run that has ended, None for any other."""
     if what.directory is None:
         return None
@@ -382,4 +384,5 @@ def _finished(what: _Run, names: Sequence[str]) -> tuple[list[SAE], list[dict[st
             f"{what.directory / LOG_FILE} of this finished run is missing or cut short; put it "
             f"back, or read the SAE itself: gossamer.load_sae({str(folders[0])!r})."
         )
-    return [load_native(folder) for folder in folders], history
+    loads = [load_crosscoder if is_crosscoder(folder) else load_native for folder in folders]
+    return [load(folder) for load, folder in zip(loads, folders, strict=True)], history

@@ -37,6 +37,9 @@ class ReLUConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = False
     """It does not."""
 
+    is_signed: ClassVar[bool] = False
+    """No."""
+
     l1: float = 5.0
     """λ, for squared errors summed over dimensions and activations of mean norm sqrt(d)."""
 
@@ -89,10 +92,10 @@ class ReLUConfig(AbstractArchitecture):
         """The L1 term."""
         weighted = latents
         if self.norm == "decoder":
-            weighted = latents * encoded.spread(trainee.W_dec.norm(dim=1))
+            weighted = latents * encoded.spread(trainee.decoder_norms())
         return {"l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted)}
 
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> ReLU:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gossamer.errors import GossamerError, SiteError
-from gossamer.training.config import TrainConfig
+from gossamer.training.config import TrainConfig, as_sites
 
 
 def settled(configs: Sequence[TrainConfig], source: Any) -> list[TrainConfig]:
@@ -27,8 +27,8 @@ def settled(configs: Sequence[TrainConfig], source: Any) -> list[TrainConfig]:
             raise SiteError(f"These activations are of {', '.join(sites)}; say which with site.")
         site = config.site or sites[0]
         site_out = None if config.site_out == site else config.site_out
-        for each in (site, site_out):
-            if each is not None and each not in sites:
+        for each in (*as_sites(site), *as_sites(site_out)):
+            if each not in sites:
                 raise SiteError(
                     f"These activations are of {', '.join(sites)}, not of {each}; harvest that "
                     "site as well."
@@ -37,10 +37,10 @@ def settled(configs: Sequence[TrainConfig], source: Any) -> list[TrainConfig]:
     return named
 
 
-def source_of(source: Any, site: str | None) -> Any:
+def source_of(source: Any, site: str | tuple[str, ...] | None) -> Any:
     """The source itself, or what `as_source` makes of a tensor, a path or a live run."""
     if not isinstance(source, Tensor) and callable(getattr(source, "batches", None)):
         return source
     from gossamer.activations import as_source
 
-    return as_source(source, site)
+    return as_source(source, site if isinstance(site, str) else None)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gossamer.errors import GossamerError
 from gossamer.training.architecture import Encoded
 from gossamer.training.config import TrainConfig
-from gossamer.training.trainee import Trainee
+from gossamer.training.trainee import Form, Trainee
 
 SAMPLE_TOKENS = 8192
 """Tokens that are kept for what needs them one by one."""
@@ -40,16 +40,12 @@ class FirstLook:
     mean: Float64[Tensor, " width"]
     """Mean activation."""
 
-    mean_norm: Float64[Tensor, ""]
-    """E‖x‖."""
+    scale: Float64[Tensor, "..."]
+    """What makes the mean norm E‖x‖ the square root of the width; one for each column where several
+    sites are side by side."""
 
     sample: Float[Tensor, "n width"]
     """Some of them."""
-
-    @property
-    def scale(self) -> Float64[Tensor, ""]:
-        """What makes the mean norm the square root of the width."""
-        return self.mean.new_tensor(len(self.mean)).sqrt() / self.mean_norm
 
 
 def first_look(
@@ -76,25 +72,44 @@ def first_look(
                 samples[site].append(x[: SAMPLE_TOKENS - kept])
         size = len(batch[sites[0]])
         seen, kept = seen + size, kept + size
-    looks = {
-        site: FirstLook(sums[site] / seen, norms[site] / seen, torch.cat(samples[site]))
-        for site in sites
-    }
-    for site, look in looks.items():
-        if not look.mean_norm > 0:
+    looks = {}
+    for site in sites:
+        if not norms[site] > 0:
             raise GossamerError(
                 f"The activations of {site} are all 0 over the first {seen} tokens; harvest them "
                 "again, or train on another site."
             )
+        mean = sums[site] / seen
+        scale = mean.new_tensor(len(mean)).sqrt() / (norms[site] / seen)
+        looks[site] = FirstLook(mean, scale, torch.cat(samples[site]))
     return looks
+
+
+def side_by_side(
+    sites: Sequence[str], batch: Mapping[str, Float[Tensor, "batch _"]]
+) -> Float[Tensor, "batch width"]:
+    """The activations of one site, or of several in their order."""
+    return batch[sites[0]] if len(sites) == 1 else torch.cat([batch[site] for site in sites], 1)
+
+
+def _together(looks: Sequence[FirstLook]) -> FirstLook:
+    """Of several sites side by side."""
+    if len(looks) == 1:
+        return looks[0]
+    return FirstLook(
+        torch.cat([look.mean for look in looks]),
+        torch.cat([look.scale.expand(len(look.mean)) for look in looks]),
+        torch.cat([look.sample for look in looks], dim=1),
+    )
 
 
 def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
     """A trainee before its first step. `config.site` must be set."""
     assert config.site is not None
-    site_out = config.site_out or config.site
-    source, target = looks[config.site], looks[site_out]
-    is_autoencoder = site_out == config.site
+    source, target = (
+        _together([looks[site] for site in sites]) for sites in (config.sites_in, config.sites_out)
+    )
+    is_autoencoder = config.sites_out == config.sites_in
     generator = torch.Generator().manual_seed(config.seed)
     make = _autoencoder if is_autoencoder else _transcoder
     made = make(config, source, target, generator)
@@ -104,9 +119,12 @@ def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
         extra=config.sae.extra(weights["b_enc"]),
         estimates={n: t.to(source.mean.device) for n, t in config.sae.estimates().items()},
         scales=(source.scale, target.scale),
-        is_autoencoder=is_autoencoder,
-        subtract_b_dec=is_autoencoder and config.sae.subtract_b_dec,
-        unit_decoder=is_autoencoder and config.sae.unit_decoder,
+        form=Form(
+            is_autoencoder=is_autoencoder,
+            subtract_b_dec=is_autoencoder and config.sae.subtract_b_dec,
+            unit_decoder=is_autoencoder and config.sae.unit_decoder,
+            widths=tuple(len(looks[site].mean) for site in config.sites_out),
+        ),
     )
     if is_autoencoder and config.sae.selects_by_rank:
         _stretch_(config, trainee, source.sample)
@@ -135,7 +153,8 @@ def _autoencoder(
         case "mean":
             center = source.mean
         case "geometric_median":
-            center = geometric_median(source.sample).double()
+            scale = source.scale.to(source.sample)
+            center = geometric_median(source.sample * scale).double() / source.scale
         case "zero":
             center = torch.zeros_like(source.mean)
     return {

@@ -86,7 +86,9 @@ def outcome(
         k_aux = max(1, d_out // 2) if config.dead.k_aux is None else config.dead.k_aux
         # A target's mean square is about d_out: that brings α to the same unit as the error.
         weight = config.dead.aux_weight * d_out
-        terms["auxk"] = weight * auxk(trainee, scaled, error.detach(), dead=dead, k_aux=k_aux)
+        signed = architecture.is_signed
+        found = auxk(trainee, scaled, error.detach(), dead=dead, k_aux=k_aux, signed=signed)
+        terms["auxk"] = weight * found
     latents = latents.detach()
     return Outcome(
         terms,
@@ -132,7 +134,7 @@ def update_(
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     trainee.constrain_()
-    config.sae.observe_(trainee, found.latents)
+    config.sae.observe_(trainee, found.latents, progress(config, step))
     trainee.silent_tokens += len(found.u)
     trainee.silent_tokens[found.fired] = 0
     if config.remedy == "resample":

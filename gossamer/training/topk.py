@@ -30,6 +30,9 @@ class TopKConfig(AbstractArchitecture):
     selects_by_rank: ClassVar[bool] = True
     """It does."""
 
+    is_signed: ClassVar[bool] = False
+    """No."""
+
     k: int
     """Latents kept for each token."""
 
@@ -83,7 +86,7 @@ class TopKConfig(AbstractArchitecture):
         """None."""
         return {}
 
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."]) -> None:
+    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> TopK:

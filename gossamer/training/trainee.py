@@ -6,12 +6,28 @@ site. `folded` takes the scales into the weights again.
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Form(NamedTuple):
+    """What a trainee is, beside its numbers."""
+
+    is_autoencoder: bool
+    """Whether it writes what it reads."""
+
+    subtract_b_dec: bool
+    """Whether it reads x - b_dec."""
+
+    unit_decoder: bool
+    """Whether its decoder rows have norm 1."""
+
+    widths: tuple[int, ...]
+    """Of the sites that it writes."""
 
 
 @final
@@ -28,12 +44,11 @@ class Trainee(nn.Module):
         *,
         extra: Mapping[str, Float[Tensor, " d_sae"]],
         estimates: Mapping[str, Float[Tensor, ""]],
-        scales: tuple[Float64[Tensor, ""], Float64[Tensor, ""]],
-        is_autoencoder: bool,
-        subtract_b_dec: bool,
-        unit_decoder: bool,
+        scales: tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]],
+        form: Form,
     ) -> None:
-        """`weights` W_enc, b_enc, W_dec, b_dec and perhaps W_skip; `scales` of input and target."""
+        """`weights` W_enc, b_enc, W_dec, b_dec and perhaps W_skip; `scales` of input and target,
+        one for each of their columns where they are several sites."""
         super().__init__()
         self.W_enc = nn.Parameter(weights["W_enc"])
         self.b_enc = nn.Parameter(weights["b_enc"])
@@ -43,9 +58,10 @@ class Trainee(nn.Module):
         self.W_skip = None if skip is None else nn.Parameter(skip)
         own = {name: nn.Parameter(tensor.to(self.b_enc)) for name, tensor in extra.items()}
         self.extra = nn.ParameterDict(own)
-        self.is_autoencoder = is_autoencoder
-        self.subtract_b_dec = subtract_b_dec
-        self.unit_decoder = unit_decoder
+        self.is_autoencoder = form.is_autoencoder
+        self.subtract_b_dec = form.subtract_b_dec
+        self.unit_decoder = form.unit_decoder
+        self.widths = form.widths
         silent = torch.zeros(len(self.b_enc), dtype=torch.int64, device=self.b_enc.device)
         self.register_buffer("silent_tokens", silent)
         self.register_buffer("scale_in", scales[0])
@@ -62,6 +78,20 @@ class Trainee(nn.Module):
     def shift(self) -> Float[Tensor, " d_in"] | None:
         """What is taken from x before encoding: b_dec, or nothing."""
         return self.b_dec if self.subtract_b_dec else None
+
+    @property
+    def unit(self) -> Float64[Tensor, ""]:
+        """What latents shrink by in the model's units: the target's scale; 1 where there are
+        several."""
+        return self.scale_out if self.scale_out.ndim == 0 else self.scale_out.new_ones(())
+
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """Norm of each decoder row; of a crosscoder's, the sum of its norms at each site, so that
+        a penalty tells latents of one site from those of several."""
+        if not self.is_autoencoder or len(self.widths) == 1:
+            return self.W_dec.norm(dim=1)
+        parts = self.W_dec.split(list(self.widths), dim=1)
+        return torch.stack([part.norm(dim=1) for part in parts]).sum(0)
 
     def moved_shift(self) -> Float[Tensor, "..."]:
         """Zeros that carry the gradient of `shift`, for what was computed without it."""
@@ -107,14 +137,15 @@ class Trainee(nn.Module):
         """Weights for activations as the model has them; latents are in the target's units.
 
         All latents shrink with the target, so rows of W_dec stay as they are, and an autoencoder's
-        W_enc too.
+        W_enc too. Where targets of several sites have scales of their own, latents keep the units
+        of training.
         """
-        s_in, s_out = self.scale_in, self.scale_out
-        skip = None if self.W_skip is None else self.W_skip.double() * (s_in / s_out)
+        s_in, s_out, unit = self.scale_in, self.scale_out, self.unit
+        skip = None if self.W_skip is None else self.W_skip.double() * (s_in / s_out[..., None])
         folded = {
-            "W_enc": self.W_enc.double() * (s_in / s_out),
-            "b_enc": self.b_enc.double() / s_out,
-            "W_dec": self.W_dec.double(),
+            "W_enc": self.W_enc.double() * (s_in / unit),
+            "b_enc": self.b_enc.double() / unit,
+            "W_dec": self.W_dec.double() * (unit / s_out),
             "b_dec": self.b_dec.double() / s_out,
             "W_skip": skip,
         }

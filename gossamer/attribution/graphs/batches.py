@@ -16,7 +16,18 @@ from torch import Tensor
 from gossamer.attribution.graphs.columns import Columns, Sources, Targets
 from gossamer.attribution.graphs.gradients import Gradient
 from gossamer.attribution.graphs.walk import Engine, pulled_back
+from gossamer.errors import GossamerError
 from gossamer.graph.rows import Row
+
+
+class AtOnce(NamedTuple):
+    """How large a batch may be."""
+
+    rows: int
+    """Most targets × positions."""
+
+    targets: int
+    """Most targets."""
 
 
 class Batch(NamedTuple):
@@ -38,16 +49,18 @@ class Batch(NamedTuple):
 
 
 def batches(
-    columns: Columns, chosen: Bool[np.ndarray, " n_nodes"], rows_at_once: int
+    columns: Columns, chosen: Bool[np.ndarray, " n_nodes"], at_once: AtOnce
 ) -> Iterator[Batch]:
-    """The chosen nodes' batches, the last place first; targets × positions ≤ `rows_at_once`."""
+    """The chosen nodes' batches, the last place first; one target at least."""
     for targets in sorted(columns.targets, key=lambda each: each.place, reverse=True):
         mine = torch.from_numpy(chosen[targets.columns.cpu().numpy()])
         some = mine.nonzero()[:, 0].to(targets.columns.device)
         positions = targets.positions[some].tolist()
         start = 0
         for i in range(1, len(positions) + 1):
-            full = i < len(positions) and (i + 1 - start) * (positions[i] + 1) > rows_at_once
+            full = i - start == at_once.targets
+            if i < len(positions):
+                full |= (i + 1 - start) * (positions[i] + 1) > at_once.rows
             if i == len(positions) or full:
                 yield Batch(targets, some[start:i], positions[i - 1] + 1)
                 start = i
@@ -66,6 +79,11 @@ def rows_of(engines: Sequence[Engine], columns: Columns, batch: Batch) -> list[R
                 _contract(back, columns.sources[place], block)
     if len(engines) > 1:
         block /= len(engines)
+    if not block.isfinite().all():
+        raise GossamerError(
+            f"Edges into nodes read at layer {targets.place.layer} are not finite; check the SAEs' "
+            "weights, or load model and SAEs in a wider dtype."
+        )
     dense = block.cpu().numpy()
     rows = []
     for i, target in enumerate(targets.columns[some].tolist()):
@@ -76,21 +94,34 @@ def rows_of(engines: Sequence[Engine], columns: Columns, batch: Batch) -> list[R
 
 def _contract(gradient: Gradient, sources: Sources, block: Float[Tensor, "batch n_nodes"]) -> None:
     """Add what the sources at one place give to each target."""
-    targets = _by_position(gradient) if gradient.is_sparse else None
-    n = len(gradient.values)
-    for (position, mine), columns in zip(sources.by_position, sources.columns, strict=True):
-        if targets is None:
-            if position >= n:
-                return
-            block[:, columns].addmm_(gradient.values[position], sources.rows[mine].T)
-        elif position in targets:  # each target reads its own position alone
-            some = targets[position]
-            block[some, columns].addmm_(gradient.values[some], sources.rows[mine].T)
+    if gradient.is_sparse:
+        _contract_at_one(gradient, sources, block)
+        return
+    n = min(len(gradient.values), len(sources.rows))
+    read = torch.bmm(gradient.values[:n], sources.rows[:n].transpose(1, 2))  # (pos, batch, most)
+    there = sources.ends[n - 1]
+    flat = read.transpose(0, 1).flatten(1).index_select(1, sources.filled[:there])
+    block.index_add_(1, sources.columns[:there], flat)
+    for position, columns, rows in sources.crowds:
+        if position < n:
+            block.index_add_(1, columns, gradient.values[position] @ rows.T)
 
 
-def _by_position(gradient: Gradient) -> dict[int, slice]:
-    """Where the targets of each position stand."""
+def _contract_at_one(
+    gradient: Gradient, sources: Sources, block: Float[Tensor, "batch n_nodes"]
+) -> None:
+    """The same where each target reads its own position alone."""
     positions, counts = gradient.positions.unique_consecutive(return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    pairs = zip(positions.tolist(), ends, counts.tolist(), strict=True)
-    return {position: slice(end - count, end) for position, end, count in pairs}
+    crowds = {crowd.position: crowd for crowd in sources.crowds}
+    end = 0
+    for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
+        mine, targets = gradient.values[end : end + count], block[end : end + count]
+        end += count
+        if position >= len(sources.ends):
+            return
+        first = sources.ends[position - 1] if position else 0
+        columns = sources.columns[first : sources.ends[position]]
+        targets.index_add_(1, columns, mine @ sources.rows[position, : len(columns)].T)
+        if position in crowds:
+            crowd = crowds[position]
+            targets.index_add_(1, crowd.columns, mine @ crowd.rows.T)

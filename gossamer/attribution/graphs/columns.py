@@ -4,7 +4,7 @@ read."""
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +24,41 @@ from gossamer.attribution.graphs.writers import (
 from gossamer.graph.nodes import KINDS, Nodes
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What nodes write at one place, sorted by position."""
+class Crowd(NamedTuple):
+    """Nodes of a position that has many more than others."""
 
-    columns: Sequence[slice]
-    """Their rows in the table of nodes, by position."""
+    position: int
+    """Where."""
+
+    columns: Int64[Tensor, " n"]
+    """Their rows in the table of nodes."""
 
     rows: Float[Tensor, "n width"]
     """What each writes."""
 
-    by_position: Sequence[tuple[int, slice]]
-    """(position, their rows here), likewise."""
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What nodes write at one place, sorted by position.
+
+    Positions have about as many nodes each, so most are laid out in a block that one batched
+    product reads; what is beyond it, at a first token for example, stands apart.
+    """
+
+    columns: Int64[Tensor, " n"]
+    """Rows in the table of nodes, ascending, of those in the block."""
+
+    rows: Float[Tensor, "n_positions most width"]
+    """What each writes, by position; 0 where a position has fewer nodes than others."""
+
+    filled: Int64[Tensor, " n"]
+    """Where in the flattened (n_positions · most) each stands."""
+
+    ends: Sequence[int]
+    """How many of them stand at each position or an earlier one."""
+
+    crowds: tuple[Crowd, ...]
+    """Those beyond the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,16 +282,36 @@ def _ends(
         where = torch.full_like(columns, logits.position)
         units = torch.arange(len(columns), device=device)
         targets.append(Targets(logits.place, columns, where, units, logits))
-    return {place: _sources(parts) for place, parts in written.items()}, tuple(targets)
+    sources = {
+        place: _sources(parts)
+        for place, parts in written.items()
+        if any(len(columns) for _, columns, _ in parts)
+    }
+    return sources, tuple(targets)
 
 
 def _sources(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sources:
     """Nodes of one place and position stand side by side in the table."""
     positions, columns, rows = (torch.cat(each) for each in zip(*parts, strict=True))
     order = torch.argsort(columns)
-    positions, counts = positions[order].unique_consecutive(return_counts=True)
-    ends = counts.cumsum(0)
-    firsts = columns[order][ends - counts].tolist()
-    mine = [slice(end - n, end) for end, n in zip(ends.tolist(), counts.tolist(), strict=True)]
-    theirs = [slice(first, first + n) for first, n in zip(firsts, counts.tolist(), strict=True)]
-    return Sources(theirs, rows[order], list(zip(positions.tolist(), mine, strict=True)))
+    positions, columns = positions[order], columns[order]
+    counts = torch.bincount(positions)
+    first = counts.cumsum(0) - counts
+    within = torch.arange(len(columns), device=columns.device) - first[positions]
+    most = min(int(counts.max()), 2 * len(columns) // len(counts) + 8)
+    inside = within < most
+    filled = (positions * most + within)[inside]
+    padded = rows.new_zeros(len(counts) * most, rows.shape[1])
+    padded[filled] = rows[order[inside]]
+    beyond = [
+        Crowd(position, columns[mine], rows[order[mine]])
+        for position in (counts > most).nonzero()[:, 0].tolist()
+        for mine in [(positions == position) & ~inside]
+    ]
+    return Sources(
+        columns[inside],
+        padded.unflatten(0, (len(counts), most)),
+        filled,
+        counts.clamp(max=most).cumsum(0).tolist(),
+        tuple(beyond),
+    )

@@ -45,8 +45,8 @@ def rows_directory(path: Path | None, about: Mapping[str, Any]) -> Iterator[Path
 def _check_same(listed: Path, about: Mapping[str, Any]) -> None:
     """FormatError unless the directory's rows are of the same graph."""
     try:
-        there = json.loads(listed.read_text())
-    except ValueError as problem:
+        there = dict(json.loads(listed.read_text()))
+    except (ValueError, TypeError) as problem:
         raise FormatError(
             f"{listed} is damaged ({problem}); remove its directory and compute the graph again."
         ) from problem

@@ -22,6 +22,7 @@ from torch import Tensor
 from gossamer.attribution.graphs.gradients import Gradient, added, plus
 from gossamer.attribution.graphs.places import (
     ATTN_OUT,
+    EMBEDDING,
     IN,
     MID,
     MLP_OUT,
@@ -115,6 +116,13 @@ class HeldEngine:
     run: Run
     """The clean run; attention and norms are held."""
 
+    own_position: bool = False
+    """Whether gradients stay at the targets' own positions: what attention moves is left out, and
+    what it gives of a token to the token itself is not."""
+
+    first: Place = EMBEDDING
+    """Where it may stop: gradients at places before this one are not wanted, and may be wrong."""
+
     @cached_property
     def weights(self) -> tuple[Weights, ...]:
         """Of each block."""
@@ -193,7 +201,7 @@ class HeldEngine:
 
     def _written(self, layer: int, written: Gradient | None) -> Gradient | None:
         """From what attention gives to its heads side by side."""
-        if written is None:
+        if written is None or Place(layer, Z, True) < self.first:
             return None
         weight, norm = self.weights[layer].attn_out
         return written.like((written.values if norm is None else _pulled(norm, written)) @ weight)
@@ -204,12 +212,27 @@ class HeldEngine:
             return None
         weights = self.weights[layer]
         pull = _spread_from_one if z.is_sparse else _spread
+        pull = _kept if self.own_position else pull
         x = pull(z, weights.pattern, weights.value)
         x *= weights.ln1.gain
-        x /= weights.ln1.scale[: len(x), None].to(x.dtype)
+        x /= _at(z.like(x), weights.ln1.scale).to(x.dtype)
         if weights.ln1.centres:
             x -= x.mean(-1, keepdim=True)
         return z.like(x)
+
+
+def _kept(
+    z: Gradient,
+    pattern: Float[Tensor, "n_heads query key"],
+    value: Float[Tensor, "n_kv_heads d_head d_model"],
+) -> Float[Tensor, "batch d_model"]:
+    """Attention's transpose where each target's gradient is at one position, at this one alone."""
+    n_heads, n_kv = len(pattern), len(value)
+    own = pattern[:, z.positions, z.positions].T[..., None]  # (batch, n_heads, 1)
+    heads = z.values.unflatten(1, (n_heads, -1)) * own
+    if n_heads != n_kv:
+        heads = heads.unflatten(1, (n_kv, -1)).sum(2)
+    return heads.flatten(1) @ value.flatten(0, 1)
 
 
 def _spread_from_one(

@@ -1,5 +1,6 @@
 """One prompt's graph: its clean run, its nodes, a plan, rows of edges, and what they leave over."""
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,11 @@ from gossamer.attribution.graphs.rounds import computed, folded, n_chosen
 from gossamer.attribution.graphs.run import Run, clean_run
 from gossamer.attribution.graphs.walk import Engine
 from gossamer.attribution.graphs.writers import Group, LinearParts
+from gossamer.attribution.progress import Progress
 from gossamer.attribution.targets import Latents, LogitDifference, Logits
 from gossamer.graph.graph import Graph
 from gossamer.graph.nodes import Nodes
-from gossamer.graph.rows import Rows
+from gossamer.graph.rows import Rows, release
 from gossamer.machine import free_memory
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
@@ -63,8 +65,8 @@ class How:
     plain: bool
     """Whether everything is computed by autograd."""
 
-    progress: bool
-    """Whether the plan and a bar are shown."""
+    progress: Progress
+    """Whether the plan and a bar are shown, or who is told instead."""
 
     @property
     def by_hand(self) -> bool:
@@ -93,18 +95,21 @@ def graph_of(how: How, batch: TokenBatch, aim: Aim, directory: Path | None) -> G
         by_hand=how.by_hand,
         memory=free_memory(how.model.device) // 2 if how.memory is None else how.memory,
     )
-    if how.progress:
+    if how.progress is True:
         sys.stderr.write(f"{plan}\n")
     about = {**_about(how, aim), "plan": str(plan)}
     constants = _constants(run, columns, linear, groups if how.along_path else None)
+    engines = _engines(run, groups, how)
+    del groups, linear  # their tensors stand in `columns` again, or are not needed any more
     key = {k: v for k, v in about.items() if k != "plan"}
-    with rows_directory(directory, {**key, "token_ids": list(run.ids)}) as place:
+    key |= {"token_ids": list(run.ids), "node_digest": _digest(columns.nodes)}
+    with rows_directory(directory, key) as place:
         rows, kept = computed(
             columns,
-            _engines(run, groups, how),
+            engines,
             place,
             n_latents=n_latents,
-            rows_at_once=plan.rows_at_once,
+            at_once=plan.at_once,
             progress=how.progress,
         )
         nodes = replace(columns.nodes, constants=constants)
@@ -115,6 +120,12 @@ def graph_of(how: How, batch: TokenBatch, aim: Aim, directory: Path | None) -> G
     nodes = replace(nodes, residuals=_residuals(nodes, rows))
     strings = tuple(how.model.token_strings(list(run.ids)))
     return Graph(nodes=nodes, rows=rows, tokens=strings, token_ids=run.ids, about=about)
+
+
+def _digest(nodes: Nodes) -> str:
+    """16 hexadecimal digits of which nodes there are: rows on disk know them by number alone."""
+    numbers = (nodes.kinds, nodes.site_of, nodes.units, nodes.positions)
+    return hashlib.sha256(b"".join(column.tobytes() for column in numbers)).hexdigest()[:16]
 
 
 def _linear(run: Run) -> LinearParts:
@@ -183,7 +194,11 @@ def _settled(rows: Rows, temporary: bool) -> Rows:
     n_bytes = rows.n_entries * (4 + rows.values.itemsize)
     if not temporary or n_bytes > IN_MEMORY:
         return rows  # a file that is mapped stays until nobody maps it
-    return replace(rows, columns=np.array(rows.columns), values=np.array(rows.values))
+    columns = np.array(rows.columns)
+    release(rows.columns)
+    values = np.array(rows.values)
+    release(rows.values)
+    return replace(rows, columns=columns, values=values)
 
 
 def _residuals(nodes: Nodes, rows: Rows) -> Float[np.ndarray, " n_nodes"]:

@@ -6,7 +6,8 @@ what the left-out latents of a site and position write becomes part of the remai
 edges still add up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
-from gossamer.attribution.graphs.batches import batches, rows_of
+from gossamer.attribution.graphs.batches import AtOnce, batches, rows_of
 from gossamer.attribution.graphs.columns import Columns
 from gossamer.attribution.graphs.walk import Engine
+from gossamer.attribution.progress import Progress, said
 from gossamer.errors import GossamerError
 from gossamer.graph.influence import flow
 from gossamer.graph.nodes import KINDS, Nodes
@@ -51,8 +53,8 @@ def computed(
     directory: Path,
     *,
     n_latents: int,
-    rows_at_once: int,
-    progress: bool,
+    at_once: AtOnce,
+    progress: Progress,
 ) -> tuple[Rows, Bool[np.ndarray, " n_nodes"]]:
     """(rows, which nodes stay). Rows that `directory` holds already are not computed again."""
     nodes = columns.nodes
@@ -64,8 +66,11 @@ def computed(
     if every:
         chosen |= ~fixed
     todo = int(chosen.sum()) if every else int(chosen.sum()) + n_latents
-    with tqdm(total=todo, desc="edges", unit="row", disable=None if progress else True) as bar:
-        _write(columns, engines, writer, chosen, rows_at_once, bar)
+    with tqdm(
+        total=todo, desc="edges", unit="row", disable=None if progress is True else True
+    ) as bar:
+        told = partial(_told, progress, bar)
+        _write(columns, engines, writer, chosen, at_once, told)
         left = 0 if every else n_latents
         step = max(1, -(-n_latents // ROUNDS))
         while left:
@@ -74,7 +79,7 @@ def computed(
             best = np.argsort(-influence, kind="stable")[: min(step, left)]
             chosen[best] = True
             left -= len(best)
-            _write(columns, engines, writer, chosen, rows_at_once, bar)
+            _write(columns, engines, writer, chosen, at_once, told)
     return writer.rows(), chosen | fixed
 
 
@@ -87,16 +92,22 @@ def _write(  # noqa: PLR0917  what is computed, with what, where to
     engines: Sequence[Engine],
     writer: RowWriter,
     chosen: Bool[np.ndarray, " n_nodes"],
-    rows_at_once: int,
-    bar: Any,
+    at_once: AtOnce,
+    told: Callable[[int], None],
 ) -> None:
     """The chosen rows that are not there yet."""
     missing = chosen.copy()
     missing[list(writer.done)] = False
-    bar.update(int(chosen.sum()) - int(missing.sum()) - bar.n)
-    for batch in batches(columns, missing, rows_at_once):
+    told(len(writer.done))
+    for batch in batches(columns, missing, at_once):
         writer.append(rows_of(engines, columns, batch))
-        bar.update(len(batch.some))
+        told(len(writer.done))
+
+
+def _told(progress: Progress, bar: Any, done: int) -> None:
+    """Say how many rows there are, on the bar and to who wants to know."""
+    bar.update(done - bar.n)
+    said(progress, done, bar.total)
 
 
 def folded(

@@ -113,6 +113,12 @@ def clean_run(
     with torch.no_grad(), noted(model.layout, settings):
         model.forward(batch, {site: remember(values, site) for site in sites})
     values = {site: value.detach() for site, value in values.items()}
+    for site, value in values.items():
+        if not value.isfinite().all():
+            raise GossamerError(
+                f"{site} holds numbers that are not finite in this run; check the model's weights, "
+                "or load it in a wider dtype."
+            )
     return Run(model, saes, hold, tuple(batch.tokens[0].tolist()), values, settings)
 
 
@@ -121,6 +127,23 @@ def check_hold(hold: tuple[str, ...]) -> None:
     for name in hold:
         if name not in HOLDABLE:
             raise GossamerError(f"Cannot hold {name!r}. hold takes any of: {', '.join(HOLDABLE)}.")
+
+
+def check_finite(saes: Mapping[str, SparseCoder]) -> None:
+    """GossamerError for an SAE with weights that are no numbers, which would silently never be
+    active: by their sum, which is quick."""
+    for site, sae in saes.items():
+        tensors = sae.state_dict() if isinstance(sae, torch.nn.Module) else {}
+        for name, tensor in tensors.items():
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            if not tensor.is_floating_point():
+                continue
+            total = tensor.sum(dtype=wide)
+            if total.isnan() or (name.startswith("W_") and total.isinf()):  # thresholds may be inf
+                raise GossamerError(
+                    f"{name} of the SAE at {site} holds numbers that are not finite; load the SAE "
+                    "anew, or leave it out."
+                )
 
 
 def check_places(model: Model, saes: Mapping[str, SparseCoder]) -> None:

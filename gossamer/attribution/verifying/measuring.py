@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from gossamer.attribution.progress import Progress, said
 from gossamer.attribution.verifying.readers import Readers, readers
 from gossamer.attribution.verifying.replay import Stage, Way, replay
 from gossamer.attribution.verifying.sources import Source, sources_of
@@ -110,7 +111,7 @@ def pairs_of(
 
 
 def measured(
-    stage: Stage, pairs: Pairs, wanted: Sequence[Mode], *, progress: bool
+    stage: Stage, pairs: Pairs, wanted: Sequence[Mode], *, progress: Progress
 ) -> dict[str, Effects]:
     """The pairs' effects, by mode."""
     found = {
@@ -121,13 +122,13 @@ def measured(
     }
     places = frozenset(group.readers.place for group in pairs.groups)
     n_rows = max(1, BATCH_TOKENS // stage.n)
-    bar = tqdm(
-        total=len(wanted) * len(pairs.sources), desc="verify", unit=" runs", disable=not progress
-    )
+    n_runs = len(wanted) * len(pairs.sources)
+    bar = tqdm(total=n_runs, desc="verify", unit=" runs", disable=progress is not True)
     with torch.no_grad(), bar:
         for start in range(0, len(pairs.sources), n_rows):
             some = pairs.sources[start : start + n_rows]
-            for mode in wanted:
+            for number, mode in enumerate(wanted):
+                said(progress, len(wanted) * start + number * len(some), n_runs)
                 seen = replay(stage, mode.way, some, places, share=mode.share)
                 for asked, here in _in_rows(pairs, start, start + len(some)):
                     rows = torch.as_tensor(pairs.rows[here] - start, device=asked.units.device)

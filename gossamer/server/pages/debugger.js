@@ -2,6 +2,7 @@
 // The debugger's page: what is asked stands in the address, what is answered below it.
 import { Changes } from "./changes.js";
 import { Generation } from "./generation.js";
+import { Graph } from "./graph.js";
 import { startKeys } from "./keys.js";
 import { parseNode } from "./nodes.js";
 import { drawNext, fillNext } from "./next.js";
@@ -46,6 +47,7 @@ class Debugger {
     this.table = new NodeTable(byId("scroll"), acts);
     this.panel = new Panel(byId("panel"), acts);
     this.generation = new Generation(byId("generation"), () => this.store.state);
+    this.graph = new Graph(byId("graph"), () => this.store.state);
     this.find = /** @type {HTMLInputElement} */ (byId("find"));
     this.find.addEventListener("input", () => this.store.look({ find: this.find.value }));
     this.inside = /** @type {HTMLInputElement} */ (byId("inside"));
@@ -109,6 +111,8 @@ class Debugger {
     this.options.show(state);
     clearErrors();
     this.generation.clear();
+    this.graph.clear();
+    this.graph.show(state);
     if (!state.prompt) {
       this.found = null;
       return this.draw();
@@ -175,7 +179,7 @@ class Debugger {
   draw() {
     const { state } = this.store;
     const { found } = this;
-    for (const id of ["summary", "work", "generation"]) byId(id).hidden = !found;
+    for (const id of ["summary", "work", "graph", "generation"]) byId(id).hidden = !found;
     byId("empty").hidden = Boolean(found || state.prompt);
     if (found || !state.prompt) byId("unanswered").hidden = true;
     const raw = /** @type {HTMLAnchorElement} */ (byId("raw"));

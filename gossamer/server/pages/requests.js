@@ -3,6 +3,8 @@
 // page also works behind a proxy's prefix.
 import { movedNode, parseNode } from "./nodes.js";
 
+const POLL = 250; // milliseconds between two looks at a job
+
 /** What the server refused, or that it was not there. */
 export class Refusal extends Error {
   constructor({ code = "", message = "", field = null }, side = "") {
@@ -168,6 +170,43 @@ export async function generate(state, { tokens, temperature, seed }, signal, eac
     if (event === "token") each(state.ablate.length && !data.edited ? 1 : 0, data);
     if (event === "result") return;
   }
+}
+
+/** Queue the graph of a state's prompt, or of both beside each other; the job. */
+export function beginGraph(state, most) {
+  const request = { prompt: state.prompt, target: graphTarget(state), max_nodes: most };
+  if (state.second !== null) Object.assign(request, { against: state.second, align: state.align });
+  return ask("jobs", { body: { kind: "attribute", request } });
+}
+
+/** Queue the check of a graph's edges; the job. */
+export function beginCheck(graph, edges) {
+  return ask("jobs", { body: { kind: "verify", request: { graph, n_edges: edges } } });
+}
+
+/** A job's answer; `each(job)` is called while it goes on. Refusal for one that failed. */
+export async function jobAnswer({ id }, signal, each) {
+  for (;;) {
+    const job = await ask(`jobs/${id}`, { signal });
+    each(job);
+    if (job.state === "done") return (await ask(`results/${job.result}`, { signal })).answer;
+    if (job.state === "failed") throw new Refusal(job.error);
+    if (!["queued", "running"].includes(job.state)) throw new Refusal({ code: job.state, message: `It was ${job.state}.` });
+    await new Promise((done) => setTimeout(done, POLL));
+  }
+}
+
+/** Stop a job at its next step. */
+export function cancelJob({ id }) {
+  return ask(`jobs/${id}`, { method: "DELETE" });
+}
+
+/** What a graph explains: the node that is traced, or logits; null for the server's choice. */
+function graphTarget(state) {
+  if (state.trace !== null) return state.trace;
+  const { kind, ...asked } = target(state, 0);
+  if (kind === "logit_difference") return { kind, ...asked };
+  return asked.tokens?.length || state.at !== null ? { kind: "logits", ...asked } : null;
 }
 
 /** Server-sent events of a stream. */

@@ -18,6 +18,7 @@ from gossamer.server.faults import Answer
 from gossamer.server.jobs import ENDED, EVERY, Job, Step
 from gossamer.server.state import State
 from gossamer.server.verbs.analyses import analysis_answer, batch_answer
+from gossamer.server.verbs.graphs import attribute_answer, verify_answer
 from gossamer.server.verbs.latents import dashboard_answer
 from gossamer.server.verbs.runs import edges_answer, generate_answer
 from gossamer.server.verbs.shown import as_json
@@ -39,6 +40,10 @@ def run_job(state: State, job: Job, step: Step) -> dict[str, Any]:
         case wire.GenerateRequest():
             tokens = count(1)
             return generate_answer(state, body, lambda _: step(next(tokens), None, "tokens"))
+        case wire.AttributeRequest():
+            return attribute_answer(state, body, step, job)
+        case wire.VerifyRequest():
+            return verify_answer(state, body, lambda done, total: step(done, total, "runs"))
         case _:
             return dashboard_answer(
                 state, job.id, body, lambda done, total: step(done, total, "passes")
@@ -128,7 +133,7 @@ async def save(request: Request, body: wire.SaveRequest) -> Answer:
 @router.get("/results", response_model=answers.Results)
 async def results(request: Request) -> Answer:
     """All saved answers, newest first."""
-    return Answer({"results": state_of(request).store.contents()})
+    return Answer({"results": state_of(request).store.contents("results")})
 
 
 @router.get("/results/{result_id}", response_model=answers.Result)

@@ -2,20 +2,32 @@
 
 values      prompts, targets, sources, edits
 requests    bodies made of them
+graphs      bodies about graphs
+jobs        long work: its kind, and the body of its route
 """
 
+from gossamer.server.wire.graphs import (
+    Align,
+    AttributeRequest,
+    CompareGraphsRequest,
+    VerifyRequest,
+)
+from gossamer.server.wire.jobs import (
+    AnalyzeJob,
+    AttributeJob,
+    DashboardJob,
+    EdgesJob,
+    GenerateJob,
+    JobRequest,
+    VerifyJob,
+)
 from gossamer.server.wire.requests import (
     AnalysisRequest,
-    AnalyzeJob,
     BatchRequest,
     CompareRequest,
-    DashboardJob,
     DashboardRequest,
-    EdgesJob,
     EdgesRequest,
-    GenerateJob,
     GenerateRequest,
-    JobRequest,
     LabelRequest,
     LensRequest,
     LogitLensRequest,
@@ -51,10 +63,14 @@ from gossamer.server.wire.values import (
 
 __all__ = [
     "Ablate",
+    "Align",
     "AnalysisRequest",
     "AnalyzeJob",
+    "AttributeJob",
+    "AttributeRequest",
     "BatchRequest",
     "Choice",
+    "CompareGraphsRequest",
     "CompareRequest",
     "DashboardJob",
     "DashboardRequest",
@@ -89,5 +105,7 @@ __all__ = [
     "TokenizeRequest",
     "Upstream",
     "UpstreamRequest",
+    "VerifyJob",
+    "VerifyRequest",
     "Wire",
 ]

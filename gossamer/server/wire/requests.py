@@ -223,50 +223,6 @@ class LensRequest(Wire):
     scale: Annotated[float, Field(gt=0)] = 1.0
 
 
-class _JobRequest(Wire):
-    title: Name = ""
-
-
-class AnalyzeJob(_JobRequest):
-    """Analyses as a job."""
-
-    kind: Literal["analyze_batch"]
-    request: BatchRequest
-
-
-class EdgesJob(_JobRequest):
-    """Edges as a job."""
-
-    kind: Literal["edges"]
-    request: EdgesRequest
-
-
-class GenerateJob(_JobRequest):
-    """Texts as a job."""
-
-    kind: Literal["generate"]
-    request: GenerateRequest
-
-
-class DashboardJob(_JobRequest):
-    """A dashboard as a job."""
-
-    model_config = example(
-        {
-            "kind": "dashboard",
-            "request": {"site": "blocks.2.hook_resid_pre", "latents": [0, 1], "n_tokens": 20000},
-        }
-    )
-
-    kind: Literal["dashboard"]
-    request: DashboardRequest
-
-
-JobRequest = Annotated[
-    AnalyzeJob | EdgesJob | GenerateJob | DashboardJob, Field(discriminator="kind")
-]
-
-
 class SaveRequest(Wire):
     """An analysis to keep."""
 

@@ -1,0 +1,1 @@
+"""Edges over a corpus: a sparse table of which latent drives which, at which distance, how much."""
