@@ -106,6 +106,8 @@ class PlainAnalysis:
         self.latents: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
         self.error = error
+        for parameter in model.parameters():  # other oracles leave shared models frozen
+            parameter.requires_grad_(True)
         self.values = plain_run(model, ids, self._replaced(hold))
         self.s = number(self.values)
         last = list(self.values).index(read)

@@ -91,7 +91,7 @@ def test_ways_of_computing(files: list[str], tmp_path: Path) -> None:
     assert printed("a cat", *files, "--hold", "norms,mlps")["about"]["hold"] == ["norms", "mlps"]
     assert printed("a cat", *files, "--hold", "none")["about"]["hold"] == []
     whole = printed("a cat", *files, "--directory", str(tmp_path / "d"))
-    assert (tmp_path / "d" / "prompt-0" / "rows.jsonl").exists()
+    assert (tmp_path / "d" / "rows.jsonl").exists()
     assert printed("a cat", *files, "--directory", str(tmp_path / "d")) == whole
     few = printed("a cat", *files, "--max-nodes", str(whole["n_nodes"] - 3))
     assert few["n_nodes"] <= whole["n_nodes"] - 3 and few["about"]["max_nodes"]

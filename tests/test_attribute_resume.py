@@ -35,7 +35,7 @@ append = rows.RowWriter.append
 def slow(self, some):
     append(self, some)
     print(len(self.done), flush=True)
-    time.sleep(0.02)
+    time.sleep(0.05)
 rows.RowWriter.append = slow
 computed(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "list")
 """
@@ -106,9 +106,9 @@ def files_of(directory: Path) -> dict[str, bytes]:
     ("options", "after", "sent"),
     [
         ("all", 30, signal.SIGKILL),
-        ("all", 150, signal.SIGINT),
-        ("rounds", 90, signal.SIGKILL),
-        ("path", 45, signal.SIGKILL),
+        pytest.param("all", 60, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("rounds", 90, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("path", 45, signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_call_goes_on(tmp_path: Path, options: str, after: int, sent: Any) -> None:
@@ -132,6 +132,7 @@ def _end(lines: list[bytes]) -> int:
     return sum(int(line.rstrip(b"]").split(b",")[2]) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_list_of_prompts_goes_on(tmp_path: Path) -> None:
     stopped("all", tmp_path / "g", 5, signal.SIGKILL, many=True)
     assert (tmp_path / "g" / "prompt-0").is_dir() and not (tmp_path / "g" / "prompt-1").exists()

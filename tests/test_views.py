@@ -98,6 +98,7 @@ def test_the_views_join(entry: str) -> None:
             "charts.js",
             "latents.js",
             "jacobian.js",
+            "edge_table.js",
         ),
     }
 

@@ -12,7 +12,14 @@ AMONG = 10
 """Likeliest tokens of the second prompt among which the distractor is looked for."""
 
 
-def contrast(model: Model, prompt: Any, against: Any, *, position: int = -1) -> LogitDifference:
+def contrast(
+    model: Model,
+    prompt: Any,
+    against: Any,
+    *,
+    position: int = -1,
+    prepend_bos: bool | None = None,
+) -> LogitDifference:
     """The difference of logits that tells two prompts apart: the likeliest next token of one, less
     that of the other. Where both have the same likeliest token, the distractor is, of the other's
     ten likeliest, the one whose log-probability is higher there by most.
@@ -22,12 +29,13 @@ def contrast(model: Model, prompt: Any, against: Any, *, position: int = -1) -> 
         prompt: a text, token ids or chat messages.
         against: the other prompt.
         position: where the tokens are predicted, counted from either prompt's end when negative.
+        prepend_bos: overrides the family's rule for texts, as the SAEs' files may.
 
     PromptError for a position that one of them does not have.
     """
     logs = []
     for each in (prompt, against):
-        batch = model.batch([each])
+        batch = model.batch([each], prepend_bos=prepend_bos)
         with torch.no_grad():
             logits = model.forward(batch, {})
         assert logits is not None

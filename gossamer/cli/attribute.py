@@ -164,8 +164,8 @@ def _graphs(model: Any, saes: Any, prompts: list[str], options: dict[str, Any]) 
     found = attribute(
         model,
         saes,
-        prompts,
-        _target(model, prompts, options),
+        prompts if len(prompts) > 1 else prompts[0],
+        _target(model, saes, prompts, options),
         None if options["hold"] is None else _words(options["hold"]),
         options["max_nodes"],
         effects=options["effects"],
@@ -173,17 +173,17 @@ def _graphs(model: Any, saes: Any, prompts: list[str], options: dict[str, Any]) 
         directory=options["directory"],
         progress=True,
     )
-    assert isinstance(found, list)
-    return found
+    return found if isinstance(found, list) else [found]
 
 
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word and word != "none"]
 
 
-def _target(model: Any, prompts: list[str], options: dict[str, Any]) -> Any:
+def _target(model: Any, saes: Any, prompts: list[str], options: dict[str, Any]) -> Any:
     from gossamer.attribution.contrast import contrast
     from gossamer.attribution.targets import LogitDifference, Logits
+    from gossamer.splice import chosen_bos
 
     position = options["position"]
     if options["target_node"] is not None:
@@ -194,7 +194,8 @@ def _target(model: Any, prompts: list[str], options: dict[str, Any]) -> Any:
     if options["targets"]:
         return Logits([t.replace("\\n", "\n") for t in options["targets"]], position=position)
     if len(prompts) == 2:
-        return contrast(model, prompts[0], prompts[1], position=position)
+        bos = chosen_bos(None, saes, prompts)
+        return contrast(model, prompts[0], prompts[1], position=position, prepend_bos=bos)
     return Logits(position=position)
 
 

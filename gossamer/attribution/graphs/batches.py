@@ -84,7 +84,7 @@ def rows_of(engines: Sequence[Engine], columns: Columns, batch: Batch) -> list[R
             f"Edges into nodes read at layer {targets.place.layer} are not finite; check the SAEs' "
             "weights, or load model and SAEs in a wider dtype."
         )
-    dense = block.cpu().numpy()
+    dense = (block if block.element_size() >= 4 else block.float()).cpu().numpy()
     rows = []
     for i, target in enumerate(targets.columns[some].tolist()):
         sources = np.flatnonzero(dense[i])

@@ -100,8 +100,9 @@ def planned(
     n, n_nodes, number = run.n, len(columns.nodes), _number(run)
     n_heads, wide = _heads(run)
     own, product = _of_engine(run, n_engines, by_hand=by_hand)
-    row = number * (3 * n_nodes + n_heads * (wide + 2 * n))
-    stored = _entries(columns, n_targets) * (4 + number)
+    size = max(number, 4)  # rows of narrower types are kept in float32
+    row = size * (3 * n_nodes + n_heads * (wide + 2 * n))
+    stored = _entries(columns, n_targets) * (4 + size)
     nodes = sum(_bytes(part.rows) for s in columns.sources.values() for part in (s, *s.crowds))
     kept = sum(map(_bytes, run.values.values())) + nodes + OF_NODE * n_nodes
     most = ROWS_ON_CPU if run.model.device.type == "cpu" else ROWS_ON_DEVICE

@@ -25,6 +25,7 @@ from gossamer.attribution.heads.asked import check_weight, pairs_of, spliced_by
 from gossamer.attribution.heads.carried import EdgeLoadings, HeadLoadings, Move
 from gossamer.attribution.heads.ends import Source, Target, source_of, target_of
 from gossamer.attribution.heads.linear import LinearRun, Moved, is_behind_heads
+from gossamer.attribution.verifying.fit import check_digests
 from gossamer.errors import GossamerError, PromptError, SiteError
 from gossamer.graph.graph import Graph
 from gossamer.models.model import Model
@@ -67,6 +68,7 @@ def head_loadings(
     if graph is not None:
         hold = tuple(graph.about.get("hold", hold))
         coders = spliced_by(graph, coders)
+        check_digests(graph, model, coders)
     missing = [name for name in ("attention", "norms") if name not in hold]
     if missing:
         raise GossamerError(

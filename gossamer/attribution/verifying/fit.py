@@ -32,7 +32,7 @@ def stage_of(graph: Graph, model: Model, saes: Any, *, error: str) -> Stage:
     coders = _spliced(graph, as_saes(saes))
     check_saes(model, coders)
     check_prompt(graph.token_ids, model.context_length, model.d_vocab)
-    _check_digests(graph, model, coders)
+    check_digests(graph, model, coders)
     pieces = _pieces(graph, model)
     clean = _clean_run(graph, model, coders, pieces)
     _check_values(graph, clean, coders)
@@ -55,13 +55,13 @@ def _spliced(graph: Graph, saes: dict[str, SparseCoder]) -> dict[str, SparseCode
     return {site: sae for site, sae in saes.items() if site in named}
 
 
-def _check_digests(graph: Graph, model: Model, saes: Mapping[str, SparseCoder]) -> None:
+def check_digests(graph: Graph, model: Model, saes: Mapping[str, SparseCoder]) -> None:
     """GossamerError for other weights than those the graph says it was made with."""
     known = graph.about.get("model_digest")
     if known and known != fingerprint(model):
         raise GossamerError(
             f"The graph is of the model {graph.about.get('model')} with other weights than those "
-            f"of {model.name}; verify it with the model that it was made with."
+            f"of {model.name}; pass the model that it was made with."
         )
     for site, sae in saes.items():
         known = graph.about.get("saes", {}).get(site)
@@ -71,8 +71,8 @@ def _check_digests(graph: Graph, model: Model, saes: Mapping[str, SparseCoder]) 
             and known != fingerprint_of(sae.state_dict().items())
         ):
             raise GossamerError(
-                f"The graph splices another SAE at {site} than the one passed; verify it with those"
-                " that it was made with."
+                f"The graph splices another SAE at {site} than the one passed; pass those that it"
+                " was made with."
             )
 
 
