@@ -13,7 +13,7 @@ from gossamer.kernels.sparse import offsets_of_counts, sparse_decode
 from gossamer.models.held import recorded
 from gossamer.models.model import Model
 from gossamer.saes.normalization import output_scale
-from gossamer.saes.rows import n_latents, write_rows
+from gossamer.saes.rows import active_pairs, n_latents, splice_parts, write_rows
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_site
 from gossamer.splice import Trace, flat
@@ -87,15 +87,9 @@ class View:
         return self.known[site]
 
     def _found(self, site: str) -> Active:
-        sae = self.saes[site]
-        if site in self.spliced:
-            dense = self.spliced[site][0]
-        else:
-            x = flat(self.at(sae.site_in)[None])[0]
-            if isinstance(sae, SAE):
-                sparse = sae.encode_sparse(x)
-                return Active(sparse.rows, sparse.indices, sparse.values)
-            dense = sae.encode(x)
+        if site not in self.spliced:
+            return Active(*active_pairs(self.saes[site], self.read_by(site)))
+        dense = self.spliced[site][0]
         positions, units = dense.nonzero(as_tuple=True)
         return Active(positions, units, dense[positions, units])
 
@@ -140,23 +134,16 @@ class View:
         return self.parts[site]
 
     def _pieces(self, site: str) -> dict[str, Float[Tensor, "pos width"]]:
-        sae, active = self.saes[site], self.active(site)
-        x, value = self.read_by(site), flat(self.at(site)[None])[0]
-        by_latents = self._by_latents(site, x).to(_dtype(sae, value))
-        found = {}
-        bias = torch.zeros_like(by_latents)
-        if isinstance(sae, SAE):
-            bias = sae.b_dec * output_scale(sae.normalization, x.to(sae.dtype))
-            found["bias"] = bias.to(value)
-            plain = sae.normalization in ("none", "rescale") and sae.W_skip is None
-            if plain:
-                error = self._error(site, value - (by_latents + bias).to(value))
-                return {"error": error, **found}
-        dense = by_latents.new_zeros(self.n, n_latents(sae, x))
-        dense[active.positions, active.units] = active.values.to(dense)
-        decoded = sae.decode(dense, x)
-        found["remainder"] = (decoded - by_latents - bias).to(value)
-        return {"error": self._error(site, value - decoded.to(value)), **found}
+        sae, x = self.saes[site], self.read_by(site)
+        value = flat(self.at(site)[None])[0]
+        by_latents = self._by_latents(site, x).to(value)
+        dense = None
+        if site in self.spliced:  # perhaps edited
+            dense = self.spliced[site][0].to(_dtype(sae, value))
+        parts = splice_parts(sae, x, value, by_latents, latents=dense)
+        if site in self.spliced:
+            parts["error"] = self.spliced[site][1]
+        return parts
 
     def _by_latents(self, site: str, x: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos width"]:
         """The sum of what the active latents write."""
@@ -167,10 +154,6 @@ class View:
             return summed * output_scale(sae.normalization, x.to(sae.dtype))
         rows = write_rows(sae, active.units, x[active.positions]) * active.values[:, None]
         return rows.new_zeros(self.n, rows.shape[1]).index_add(0, active.positions, rows)
-
-    def _error(self, site: str, otherwise: Tensor) -> Tensor:
-        """The error that was added, of an SAE that was spliced."""
-        return self.spliced[site][1] if site in self.spliced else otherwise
 
 
 def view_of(trace: Trace, prompt: int = 0, known: Mapping[str, Active] | None = None) -> View:

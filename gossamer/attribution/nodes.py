@@ -16,7 +16,8 @@ from gossamer.attribution.targets import Latents, LogitDifference, Logits, Token
 from gossamer.edits import chosen_indices
 from gossamer.errors import GossamerError, PromptError, SiteError
 from gossamer.models.model import Model
-from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.rows import active_pairs, n_latents
+from gossamer.saes.sae import SparseCoder
 from gossamer.splice import flat
 
 
@@ -132,15 +133,8 @@ def sae_at(site: str, saes: Mapping[str, SparseCoder]) -> SparseCoder:
 def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
     """The active latents `what` selects, by the SAE's own rule on the clean run."""
     x = clean.at(sae.site_in)
-    if isinstance(sae, SAE):
-        sparse = sae.encode_sparse(x)
-        positions, indices, values = sparse.rows, sparse.indices, sparse.values
-        d_sae = sparse.d_sae
-    else:
-        dense = sae.encode(x)
-        d_sae = dense.shape[-1]
-        positions, indices = dense.nonzero(as_tuple=True)
-        values = dense[positions, indices]
+    positions, indices, values = active_pairs(sae, x)
+    d_sae = n_latents(sae, x)
     keep = torch.ones_like(positions, dtype=torch.bool)
     if what.positions is not None:
         wanted = [what.positions] if isinstance(what.positions, int) else what.positions
@@ -156,15 +150,14 @@ def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
         keep = torch.zeros_like(keep).index_fill(0, strongest, True)
     order = keep.nonzero()[:, 0]
     positions, indices, values = positions[order], indices[order], values[order]
-    order = torch.argsort(positions * (int(indices.max()) + 1 if len(indices) else 1) + indices)
     labels = getattr(sae, "labels", None)
-    named = [labels[i] if labels else "" for i in indices[order].tolist()]
+    named = [labels[i] if labels else "" for i in indices.tolist()]
     return NodeTable(
         site=what.site,
-        positions=positions[order],
-        indices=indices[order],
-        values=values[order].detach(),
-        tokens=tuple(clean.strings[p] for p in positions[order].tolist()),
+        positions=positions,
+        indices=indices,
+        values=values.detach(),
+        tokens=tuple(clean.strings[p] for p in positions.tolist()),
         labels=tuple(named),
         units=d_sae,
     )

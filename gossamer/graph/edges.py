@@ -70,8 +70,8 @@ class GraphEdges:
             yield EdgeArrays(block.sources, block.spread(block.targets), block.values)
 
     def arrays(self) -> EdgeArrays:
-        """The numbers of all edges at once, by target and source: 16 bytes of memory for each, or
-        20 in float64."""
+        """The numbers of all edges at once, in the order in which rows lie: 16 bytes of memory for
+        each, or 20 in float64."""
         parts = [EdgeArrays(*(np.array(column) for column in block)) for block in self.blocks()]
         return _together(parts, self.rows)
 

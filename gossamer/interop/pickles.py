@@ -7,6 +7,7 @@ anything else is refused by its name, and nothing of it runs.
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,33 @@ def pickled_words(path: Path) -> bytes:
         return b""
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """The dict in a .pt file. FormatError when it is missing, damaged, no dict, or would run code.
-
-    The refusal names what the file wanted to run.
-    """
+def load_pickle(path: Path, allowed: Sequence[tuple[type, str]] = ()) -> Any:
+    """What is in a .pt file. FormatError when it is missing, damaged, or would run code: the
+    refusal names what. `allowed` are stand-ins for further types, by the name that a file has."""
     if not path.is_file():
-        raise FormatError(f"There is no {path}; give a directory that holds {path.name}.")
+        raise FormatError(f"There is no {path}; give a directory or file that is there.")
     try:
-        contents = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-        )
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
     except pickle.UnpicklingError as problem:
         named = re.search(r"(?:GLOBAL|global:?|class|type) ([\w.]+\.\w+)", str(problem))
         what = f"names {named[1]}, which could" if named else "holds what could"
         raise FormatError(
             f"{path} {what} run code, so it is not read; only tensors and plain values are: save "
-            "its state_dict alone with the library that it came from."
+            "these alone with the library that it came from."
         ) from problem
     except Exception as problem:  # a damaged file makes torch raise anything
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise FormatError(
             f"{path} is truncated or no .pt file ({reason[:120]}); copy or download it again."
         ) from problem
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dict in a .pt file. FormatError as of `load_pickle`, and when it is no dict."""
+    contents = load_pickle(path)
     if not isinstance(contents, dict):
         raise FormatError(
             f"{path} holds a {type(contents).__name__}, not a dict of tensors; save the "

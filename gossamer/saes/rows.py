@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gossamer.kernels.sparse import SparseLatents
+from gossamer.saes.normalization import output_scale
 from gossamer.saes.sae import SAE, SparseCoder
 
 
@@ -31,6 +33,45 @@ def write_rows(
     if len(indices) == 0:
         return sae.decode(sae.encode(x), x)
     return torch.stack([_derivative(sae, x[i], int(indices[i])) for i in range(len(indices))])
+
+
+def active_pairs(
+    sae: SparseCoder, x: Float[Tensor, "pos d_in"]
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
+    """(positions, units, values) of active latents, sorted by position and unit."""
+    if isinstance(sae, SAE):
+        sparse = sae.encode_sparse(x)
+        positions, units, values = sparse.rows, sparse.indices, sparse.values
+        order = torch.argsort(positions * sae.d_sae + units)
+        return positions[order], units[order], values[order]
+    dense = sae.encode(x)
+    positions, units = dense.nonzero(as_tuple=True)
+    return positions, units, dense[positions, units]
+
+
+def splice_parts(
+    sae: SparseCoder,
+    x: Float[Tensor, "pos d_in"],
+    value: Float[Tensor, "pos width"],
+    by_latents: Float[Tensor, "pos width"],
+    *,
+    latents: SparseLatents | Float[Tensor, "pos d_sae"] | None = None,
+) -> dict[str, Float[Tensor, "pos width"]]:
+    """What a splice adds at `value` beside what its latents write, `by_latents` in all: error,
+    bias, and a remainder (a skip, what a normalization puts back, what is not linear in a latent)
+    for SAEs that have one. `latents` are those of x unless given."""
+    parts: dict[str, Tensor] = {}
+    bias = torch.zeros_like(by_latents)
+    if isinstance(sae, SAE):
+        bias = sae.b_dec * output_scale(sae.normalization, x.to(sae.dtype))
+        parts["bias"] = bias = bias.expand_as(value).to(value)
+        if sae.normalization in ("none", "rescale") and sae.W_skip is None:
+            return {"error": value - by_latents - bias, **parts}
+    own = sae.encode_sparse if isinstance(sae, SAE) else sae.encode
+    decoded = sae.decode(own(x) if latents is None else latents, x).to(value)
+    parts["error"] = value - decoded
+    parts["remainder"] = decoded - by_latents - bias
+    return parts
 
 
 def n_latents(sae: SparseCoder, x: Float[Tensor, "n d_in"]) -> int:

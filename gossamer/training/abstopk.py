@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gossamer.kernels.encode import encode_abs_topk
 from gossamer.saes.abstopk import AbsTopK
-from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_whole
 from gossamer.training.topk import rate_of_width
 from gossamer.training.trainee import Trainee
@@ -57,14 +57,6 @@ class AbsTopKConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
-    def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The k pairs of each token."""
         found = encode_abs_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), self.k)
@@ -75,15 +67,6 @@ class AbsTopKConfig(AbstractArchitecture):
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """The pre-activations themselves."""
         return encoded.pre
-
-    def penalties(
-        self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
-    ) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
-        """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> AbsTopK:
         """The same rule."""

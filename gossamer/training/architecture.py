@@ -127,13 +127,13 @@ class AbstractArchitecture(ABC):
     def subtract_b_dec(self) -> bool:
         """Whether an autoencoder reads x - b_dec."""
 
-    @abstractmethod
     def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """Parameters of its own as they start, where b_enc starts like this."""
+        """Parameters of its own as they start, where b_enc starts like this; none unless said."""
+        return {}
 
-    @abstractmethod
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """Running numbers of its own that no gradient moves, as they start."""
+        """Running numbers of its own that no gradient moves, as they start; none unless said."""
+        return {}
 
     @abstractmethod
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
@@ -143,14 +143,15 @@ class AbstractArchitecture(ABC):
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """Activations of those pairs, 0 where not active."""
 
-    @abstractmethod
     def penalties(
         self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
     ) -> dict[str, Float[Tensor, ""]]:
-        """What is added to the squared error, by name."""
+        """What is added to the squared error, by name; nothing unless said."""
+        return {}
 
-    @abstractmethod
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
+    def observe_(  # noqa: B027  most have nothing to do
+        self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float
+    ) -> None:
         """Update `estimates`, and bring its parameters back to where they may be; `progress` is
         the batch's, as in `Moment`."""
 

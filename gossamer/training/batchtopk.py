@@ -19,7 +19,7 @@ from torch import Tensor
 from gossamer.kernels.encode import encode_batch_topk
 from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.topk import TopK
-from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_share, check_whole
 from gossamer.training.topk import rate_of_width
 from gossamer.training.trainee import Trainee
@@ -65,10 +65,6 @@ class BatchTopKConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
         """The running threshold."""
         return new_threshold()
@@ -80,12 +76,6 @@ class BatchTopKConfig(AbstractArchitecture):
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """The pre-activations themselves."""
         return encoded.pre
-
-    def penalties(
-        self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
-    ) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
 
     def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
         """Take the batch's smallest kept value into the running threshold."""

@@ -68,10 +68,6 @@ class GatedConfig(AbstractArchitecture):
         """b_gate, as b_enc, and r_mag, 0."""
         return {"b_gate": b_enc.clone(), "r_mag": torch.zeros_like(b_enc)}
 
-    def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """π where the gate is open, or everywhere where that is often."""
         b_gate = trainee.extra["b_gate"]
@@ -99,9 +95,6 @@ class GatedConfig(AbstractArchitecture):
             "l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted),
             "gate": encoded.per_token((moment.target - decoded).square()),
         }
-
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
-        """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> Gated:
         """The same rule."""

@@ -122,10 +122,6 @@ class JumpReLUConfig(AbstractArchitecture):
         """θ."""
         return {"threshold": torch.full_like(b_enc, self.start_threshold)}
 
-    def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """All pairs that are active or give θ a gradient: p > θ - ε/2."""
         lowest = trainee.extra["threshold"] - self.width / 2

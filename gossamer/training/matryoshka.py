@@ -97,10 +97,6 @@ class MatryoshkaConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
         """The running threshold."""
         return new_threshold()

@@ -100,10 +100,6 @@ class PAnnealConfig(AbstractArchitecture):
         """p after so many falls."""
         return 1 - (1 - self.p_end) * min(falls, self.n_falls) / self.n_falls
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
     def estimates(self) -> dict[str, Float[Tensor, ""]]:
         """What λ has been multiplied by, after how many falls, and the running penalties with the
         p of now and with the next, negative before the first batch."""

@@ -70,14 +70,6 @@ class ReLUConfig(AbstractArchitecture):
         """In the form "unit"."""
         return self.norm == "unit"
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
-    def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The positive pairs, or all where they are many."""
         return read_above(trainee, u, trainee.b_enc, torch.zeros_like(trainee.b_enc))
@@ -94,9 +86,6 @@ class ReLUConfig(AbstractArchitecture):
         if self.norm == "decoder":
             weighted = latents * encoded.spread(trainee.decoder_norms())
         return {"l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted)}
-
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
-        """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> ReLU:
         """The same rule."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gossamer.errors import GossamerError
 from gossamer.kernels.encode import encode_topk, encode_topk_bfloat16
 from gossamer.saes.topk import TopK
-from gossamer.training.architecture import AbstractArchitecture, Encoded, Moment, read_found
+from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_whole
 from gossamer.training.trainee import Trainee
 
@@ -61,14 +61,6 @@ class TopKConfig(AbstractArchitecture):
         """Yes."""
         return True
 
-    def extra(self, b_enc: Float[Tensor, " d_sae"]) -> dict[str, Float[Tensor, " d_sae"]]:
-        """None."""
-        return {}
-
-    def estimates(self) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The k pairs of each token."""
         encode = encode_topk if self.encode_in == "float32" else encode_topk_bfloat16
@@ -79,15 +71,6 @@ class TopKConfig(AbstractArchitecture):
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """Their positive part."""
         return encoded.pre.relu()
-
-    def penalties(
-        self, trainee: Trainee, encoded: Encoded, latents: Float[Tensor, "..."], moment: Moment
-    ) -> dict[str, Float[Tensor, ""]]:
-        """None."""
-        return {}
-
-    def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:
-        """Nothing to keep."""
 
     def selection(self, trainee: Trainee) -> TopK:
         """The same rule."""

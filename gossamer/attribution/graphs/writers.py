@@ -27,9 +27,8 @@ from gossamer.attribution.graphs.places import (
 )
 from gossamer.attribution.graphs.run import Run
 from gossamer.graph.nodes import Kind
-from gossamer.saes.normalization import output_scale
-from gossamer.saes.rows import write_rows
-from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.rows import active_pairs, splice_parts, write_rows
+from gossamer.saes.sae import SAE
 
 LinearParts = Mapping[int, Mapping[int, Tensor]]
 """By layer and station: `linear_parts` of each block."""
@@ -68,18 +67,6 @@ class Group:
     """What they write; the first place is where they stand in the order of nodes."""
 
 
-def active(sae: SparseCoder, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
-    """(positions, units, values) of active latents, sorted by position and unit."""
-    if isinstance(sae, SAE):
-        sparse = sae.encode_sparse(x)
-        positions, units, values = sparse.rows, sparse.indices, sparse.values
-        order = torch.argsort(positions * sae.d_sae + units)
-        return positions[order], units[order], values[order]
-    dense = sae.encode(x)
-    positions, units = dense.nonzero(as_tuple=True)
-    return positions, units, dense[positions, units]
-
-
 def embedding_groups(run: Run) -> Iterator[Group]:
     """Tokens, and position embeddings in families that learn them."""
     ids, where = torch.tensor(run.ids), torch.arange(run.n)
@@ -104,7 +91,7 @@ def sae_groups(run: Run, site: str, linear: LinearParts) -> Iterator[Group]:
     """The nodes of one SAE."""
     sae, place = run.saes[site], place_of(site, after=True)
     x, value = run.at(sae.site_in), run.at(site)
-    positions, units, values = active(sae, x)
+    positions, units, values = active_pairs(sae, x)
     rows = (write_rows(sae, units, x[positions]) * values[:, None]).to(value)
     yield Group(site, "latent", positions, units, values, (Written(place, rows),))
     zero = value.new_zeros(len(value), rows.shape[1])
@@ -116,28 +103,6 @@ def sae_groups(run: Run, site: str, linear: LinearParts) -> Iterator[Group]:
     for kind in ("error", "bias", "remainder"):
         if kind in parts:
             yield _constants(site, kind, (Written(place, parts[kind]),))
-
-
-def splice_parts(
-    sae: SparseCoder,
-    x: Float[Tensor, "pos d_in"],
-    value: Float[Tensor, "pos width"],
-    by_latents: Float[Tensor, "pos width"],
-) -> dict[str, Tensor]:
-    """What a splice adds beside its latents: error, bias, and a remainder where it has one."""
-    parts: dict[str, Tensor] = {}
-    bias = torch.zeros_like(by_latents)
-    if isinstance(sae, SAE):
-        bias = (sae.b_dec * output_scale(sae.normalization, x.to(sae.dtype))).expand_as(value)
-        parts["bias"] = bias = bias.to(value)
-        if sae.normalization in ("none", "rescale") and sae.W_skip is None:
-            return {"error": value - by_latents - bias, **parts}
-        decoded = sae.decode(sae.encode_sparse(x), x).to(value)
-    else:
-        decoded = sae.decode(sae.encode(x), x).to(value)
-    parts["error"] = value - decoded
-    parts["remainder"] = decoded - by_latents - bias
-    return parts
 
 
 def module_groups(run: Run, layer: int, linear: LinearParts) -> Iterator[Group]:

@@ -21,15 +21,12 @@ from gossamer.attribution.graphs.places import (
     site_at,
 )
 from gossamer.attribution.graphs.readers import LatentReader, LogitTargets
-from gossamer.attribution.graphs.writers import Written, active, splice_parts
+from gossamer.attribution.graphs.writers import Written
 from gossamer.attribution.heads.linear import LinearRun
 from gossamer.errors import SiteError
-from gossamer.saes.rows import write_rows
+from gossamer.saes.rows import active_pairs, splice_parts, write_rows
 from gossamer.saes.sae import SAE
 from gossamer.sites import NodeId, parse_node
-
-LOGIT = re.compile(r"logits/(\d+)(?:-(\d+))?@(\d+)")
-"""A score, or a difference of two."""
 
 MODULE = re.compile(r"blocks\.(\d+)\.(attn|mlp)")
 """A module, for its bias or remainder."""
@@ -68,6 +65,8 @@ class Target(NamedTuple):
 def source_of(linear: LinearRun, name: str) -> Source:
     """What a node writes. SiteError for a node that this prompt does not have."""
     run, node = linear.run, _parsed(name)
+    if node.site == "logits":
+        raise SiteError(f"{name} writes nothing; edges come from latents, errors and embeddings.")
     _check_position(linear, node)
     if node.site in ("hook_embed", "hook_pos_embed"):
         unit = run.ids[node.position] if node.site == "hook_embed" else node.position
@@ -93,11 +92,11 @@ def source_of(linear: LinearRun, name: str) -> Source:
 
 def target_of(linear: LinearRun, name: str) -> Target:
     """What a node reads. SiteError for one that reads nothing."""
-    run, logit = linear.run, LOGIT.fullmatch(name)
+    run, node = linear.run, _parsed(name)
     device = run.model.device
-    if logit is not None:
-        tokens = [int(token) for token in logit.group(1, 2) if token is not None]
-        position = int(logit[3])
+    if node.site == "logits":
+        tokens = [int(token) for token in str(node.unit).split("-")]
+        position = node.position
         if max(tokens) >= run.model.d_vocab or position >= run.n:
             raise SiteError(
                 f"{name} is no score of this prompt, which has {run.n} positions and "
@@ -112,7 +111,6 @@ def target_of(linear: LinearRun, name: str) -> Target:
             weights=torch.ones(1, dtype=torch.float64, device=device),
         )
         return Target(name, position, scores.place, scores.rows[0])
-    node = _parsed(name)
     _check_position(linear, node)
     if node.site not in run.saes or not isinstance(node.unit, int):
         raise SiteError(f"{name} reads nothing; edges go into latents and logits.")
@@ -125,8 +123,6 @@ def target_of(linear: LinearRun, name: str) -> Target:
 
 
 def _parsed(name: str) -> NodeId:
-    if LOGIT.fullmatch(name):
-        raise SiteError(f"{name} writes nothing; edges come from latents, errors and embeddings.")
     node = parse_node(name)
     if node.key_position is not None:
         raise SiteError(
@@ -161,7 +157,7 @@ def _of_sae(linear: LinearRun, node: NodeId) -> Float[Tensor, "1 width"]:
     sae = run.saes[node.site]
     here = slice(node.position, node.position + 1)
     x, value = run.at(sae.site_in)[here], run.at(node.site)[here]
-    zeros, units, values = active(sae, x)
+    zeros, units, values = active_pairs(sae, x)
     rows = (write_rows(sae, units, x[zeros]) * values[:, None]).to(value)
     if isinstance(node.unit, int):
         _check_unit(linear, node)

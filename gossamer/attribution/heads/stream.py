@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gossamer.attribution.graphs.writers import active, splice_parts
 from gossamer.models.held import Projection, projection
 from gossamer.models.model import Model
-from gossamer.saes.rows import write_rows
+from gossamer.saes.rows import active_pairs, splice_parts, write_rows
 from gossamer.saes.sae import SparseCoder
 from gossamer.sites import BEFORE_BLOCKS, NodeId, parse_site
 from gossamer.splice import flat
@@ -160,7 +159,7 @@ class Stream:
         """An SAE's latents, error, bias and remainder, at its own site."""
         sae = self.saes[site]
         x, y = here[sae.site_in], here[site]
-        zeros, units, values = active(sae, x)
+        zeros, units, values = active_pairs(sae, x)
         rows = (write_rows(sae, units, x[zeros]) * values[:, None]).to(y)
         names = tuple(str(NodeId(site, unit, position)) for unit in units.tolist())
         labels = getattr(sae, "labels", None)

@@ -23,8 +23,7 @@ from gossamer.attribution.graphs.places import Place, place_of
 from gossamer.attribution.graphs.readers import LatentReader
 from gossamer.attribution.graphs.run import Run
 from gossamer.attribution.graphs.walk import pulled_back
-from gossamer.attribution.graphs.writers import active
-from gossamer.saes.rows import write_rows
+from gossamer.saes.rows import active_pairs, write_rows
 
 BUCKETS = ("0", "1", "2+")
 """Offsets, target's position less source's, that are told apart."""
@@ -127,7 +126,7 @@ def active_latents(run: Run, counted: Bool[Tensor, " pos"]) -> dict[str, Active]
     """The active latents of each SAE at the positions that count."""
     found = {}
     for site, sae in run.saes.items():
-        every = Active(run, site, *active(sae, run.at(sae.site_in)))
+        every = Active(run, site, *active_pairs(sae, run.at(sae.site_in)))
         found[site] = every.some(counted.to(every.positions.device)[every.positions])
     return found
 

@@ -7,9 +7,6 @@ What such a graph does not have: biases, position embeddings, and what is active
 does it say at which site its transcoders write; they are taken to write `hook_mlp_out`.
 """
 
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from gossamer.graph.graph import Graph
 from gossamer.graph.nodes import KINDS, Nodes
 from gossamer.graph.rows import Rows
 from gossamer.interop.circuit_tracer.records import KEYS, STAND_INS, Settings, Target
+from gossamer.interop.pickles import load_pickle
 
 
 def read_graph_pt(
@@ -35,7 +33,8 @@ def read_graph_pt(
     truncated, no graph, or would run code.
     """
     path = Path(path)
-    parts = _checked(_loaded(path), path)
+    allowed = [(kind, f"{module}.{name}") for kind, module, name in STAND_INS]
+    parts = _checked(load_pickle(path, allowed), path)
     ids = [int(token) for token in parts["input_tokens"]]
     if tokens is None:
         tokens = [f"#{token}" for token in ids]
@@ -51,30 +50,6 @@ def read_graph_pt(
         tuple(ids),
         _about(parts),
     )
-
-
-def _loaded(path: Path) -> Any:
-    """The contents, without running what is in the file."""
-    if not path.is_file():
-        raise FormatError(f"There is no file {path}; name a graph that circuit-tracer saved.")
-    names: list[Any] = [(kind, f"{module}.{name}") for kind, module, name in STAND_INS]
-    try:
-        with torch.serialization.safe_globals(names):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-            )
-    except pickle.UnpicklingError as problem:
-        named = re.search(r"(?:GLOBAL|global:?|class|type) ([\w.]+\.\w+)", str(problem))
-        what = f"names {named[1]}, which could" if named else "holds what could"
-        raise FormatError(
-            f"{path} {what} run code, so it is not read; only tensors, plain values and "
-            "circuit-tracer's own records are: save the graph anew with circuit-tracer's to_pt."
-        ) from problem
-    except Exception as problem:  # a damaged file makes torch raise anything
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise FormatError(
-            f"{path} is truncated or no .pt file ({reason[:120]}); save the graph anew."
-        ) from problem
 
 
 def _checked(parts: Any, path: Path) -> dict[str, Any]:
