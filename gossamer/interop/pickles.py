@@ -38,7 +38,7 @@ def load_pickle(path: Path, allowed: Sequence[tuple[type, str]] = ()) -> Any:
     """What is in a .pt file. FormatError when it is missing, damaged, or would run code: the
     refusal names what. `allowed` are stand-ins for further types, by the name that a file has."""
     if not path.is_file():
-        raise FormatError(f"There is no {path}; give a directory or file that is there.")
+        raise FormatError(f"There is no file {path}; give a directory or file that is there.")
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(
