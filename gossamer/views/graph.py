@@ -17,7 +17,7 @@ from jaxtyping import Float
 from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.views.blob import pack
 from gossamer.views.graph_columns import CLASSES, KINDS, SIDES, GraphEdges, GraphNodes
-from gossamer.views.page import page, write_page
+from gossamer.views.hosts import widget_class, write_view
 from gossamer.views.text import show_token
 
 if TYPE_CHECKING:
@@ -101,27 +101,11 @@ class GraphView:
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the view as one HTML file that opens offline, in one move; returns its path."""
-        text = page(
-            "graph_page.js",
-            title=self.title,
-            state=self.state().trait_values(sync=True),
-            data=self.blob(),
-            fallback=self.fallback_html(),
-        )
-        return write_page(path, text)
+        return write_view(self, "graph_page.js", path)
 
     def widget(self) -> "GraphWidget":
         """The view under a notebook cell, with traits such as `pinned` to read and to set."""
-        try:
-            from gossamer.views.widget import GraphWidget
-        except ModuleNotFoundError as error:
-            if error.name != "anywidget":
-                raise
-            raise GossamerError(
-                "A widget needs the package anywidget: pip install 'gossamer[notebook]'; "
-                "or write the same view as a page with to_html(path)."
-            ) from error
-        return GraphWidget(
+        return widget_class("GraphWidget")(
             node_ids=tuple(self.nodes.ids),
             data=self.blob(),
             fallback=self.fallback_html(),

@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 
 from gossamer.errors import GossamerError, ShapeError
 from gossamer.views.blob import pack
-from gossamer.views.page import page, write_page
+from gossamer.views.hosts import widget_class, write_view
 from gossamer.views.text import show_token
 
 if TYPE_CHECKING:
@@ -140,27 +140,11 @@ class MatrixView:
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the view as one HTML file that opens offline, in one move; returns its path."""
-        text = page(
-            "matrix_page.js",
-            title=self.title,
-            state=self.state().trait_values(sync=True),
-            data=self.blob(),
-            fallback=self.fallback_html(),
-        )
-        return write_page(path, text)
+        return write_view(self, "matrix_page.js", path)
 
     def widget(self) -> "MatrixWidget":
         """The view under a notebook cell, with traits such as `selected` to read and to set."""
-        try:
-            from gossamer.views.widget import MatrixWidget
-        except ModuleNotFoundError as error:
-            if error.name != "anywidget":
-                raise
-            raise GossamerError(
-                "A widget needs the package anywidget: pip install 'gossamer[notebook]'; "
-                "or write the same view as a page with to_html(path)."
-            ) from error
-        return MatrixWidget(
+        return widget_class("MatrixWidget")(
             data=self.blob(), fallback=self.fallback_html(), **self._ids(), **self._choices()
         )
 
