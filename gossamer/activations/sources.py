@@ -30,6 +30,7 @@ from gossamer.activations.rows import (
 )
 from gossamer.activations.store import MANIFEST_FILE, Store, load_shard
 from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks, puts_bos
+from gossamer.distributed import all_rows, ranks
 from gossamer.errors import FormatError, GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 
@@ -153,6 +154,10 @@ class LiveActivations:
     shuffle_blocks: int = 64
     """Blocks whose rows are in memory and shuffled together: more mix a batch better."""
 
+    shared: bool = False
+    """Whether all processes that have joined read the same batches, and each runs the model on its
+    part of the blocks."""
+
     def __post_init__(self) -> None:
         longest = self.model.context_length
         if self.context is not None and not 2 <= self.context <= longest:
@@ -203,11 +208,25 @@ class LiveActivations:
             epoch += 1
 
     def _load(self, group: list[TokenBlock], place: tuple[int, ...]) -> Rows:
+        rank, size = ranks() if self.shared else (0, 1)
+        shares = [group[len(group) * i // size : len(group) * (i + 1) // size] for i in range(size)]
         parts = [
             rows_of(self.model, part, self.sites, exclude_special=self.exclude_special)
-            for part in in_groups(group, RUN_BLOCKS)
+            for part in in_groups(shares[rank], RUN_BLOCKS)
         ]
-        whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}
+        none = torch.zeros(0, 0, device=self.model.device)
+        whole = {
+            site: torch.cat([part[site].float() for part in parts])
+            if parts
+            else none.new_zeros(0, self.width(site))
+            for site in self.sites
+        }
+        if size > 1:
+            counts = [
+                int(counted(share, exclude_special=self.exclude_special).sum()) if share else 0
+                for share in shares
+            ]
+            whole = {site: all_rows(rows, counts) for site, rows in whole.items()}
         return shuffled(whole, *place)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.launched import launched
 from gossamer.errors import GossamerError, check_writable
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ OWNERS = {
 @click.option("--k-aux", type=int, help="auxk: dead latents a token.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="Of training and --model; default: where the activations are.")
+@click.option("--mesh", help="Under torchrun: dp=2,tp=2 shares tokens by 2, latents by 2.")
 # What is written.
 @click.option("--out", "directory", required=True, type=click.Path(path_type=Path))
 @click.option("--checkpoint-seconds", type=float, help="Between checkpoints; default: 60.")
@@ -129,31 +131,45 @@ def train_command(directory: Path, html: Path | None, **options: Any) -> None:
     give a --site-out for each --site. With --crosscoder all --site share one dictionary, or one
     --site and all --site-out, which come after it.
 
+    Started with torchrun, its processes train together, as --mesh says.
+
     \b
     Examples:
       gossamer train --sae topk --d-sae 2048 --k 32 --from acts/ --out runs/r2
       gossamer train --d-sae 2048 --k 32 --model pico-python --site blocks.2.hook_resid_pre --out r2
       gossamer train --sae jacobian --layer 2 --d-sae 2048 --k 32 --model pico-python --out pair
+      torchrun --nproc-per-node 2 -m gossamer train --mesh dp=2 --d-sae 2048 --k 32 --from acts/ …
     """
+    with launched() as speaks:
+        _train(directory, html, options, speaks=speaks)
+
+
+def _train(directory: Path, html: Path | None, options: dict[str, Any], *, speaks: bool) -> None:
+    """One process's part; that which `speaks` prints."""
+    from gossamer.distributed import mesh_of
     from gossamer.training.config import RunConfig
     from gossamer.training.loop import train
     from gossamer.training.progress import tensorboard
     from gossamer.views.curves import curves_to_html
 
-    if html is not None and directory not in html.parents:  # which is not there yet
+    device = options["device"]
+    mesh = mesh_of(options["mesh"], "cuda" if str(device).startswith("cuda") else "cpu")
+    if speaks and html is not None and directory not in html.parents:  # which is not there yet
         check_writable(html)
     _check_own(options)
     pair = None
     configs = [] if options["kind"] == "jacobian" else configs_of(options)
     run = RunConfig(**_given(options, "checkpoint_seconds", "keep", "log_steps"))
-    callbacks = [tensorboard(directory / "tensorboard")] if options["with_tensorboard"] else []
+    tells = speaks and options["with_tensorboard"]
+    callbacks = [tensorboard(directory / "tensorboard")] if tells else []
     model = _model(options)
     if options["kind"] == "jacobian":
         pair = jacobian_config_of(options, model)
         configs = pair.members()
         options["sites"] = tuple(str(config.site) for config in configs)
     source = _source(options, model)
-    _say_epochs(source, configs[0])
+    if speaks:
+        _say_epochs(source, configs[0])
     try:
         results = train(
             *(configs if pair is None else pair, source),
@@ -161,11 +177,15 @@ def train_command(directory: Path, html: Path | None, **options: Any) -> None:
             directory=directory,
             callbacks=callbacks,
             run=run,
-            device=options["device"],
+            device=device,
+            mesh=mesh,
         )
     except KeyboardInterrupt:
-        _say_stopped(directory)
+        if speaks:
+            _say_stopped(directory)
         sys.exit(130)
+    if not speaks:
+        return
     rows = [{"directory": str(each.directory), **each.history[-1]} for each in results]
     if html is not None:
         history = [row for each in results for row in each.history]

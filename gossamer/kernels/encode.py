@@ -129,7 +129,7 @@ def encode_batch_topk(
     threshold = chosen[0].min() if is_full_up else u.new_tensor(0.0)
     full = (values.amin(1) >= threshold).nonzero()[:, 0]
     if len(full) and n_candidates < len(W_enc):
-        more = _above(u[full], W_enc, b_enc, threshold)
+        more = encode_at_least(u[full], W_enc, b_enc, threshold)
         more = (*more[:2], full[more[2]])
         # Computed in another piece a value can differ in its last bit, so pairs are told apart by
         # their places.
@@ -137,7 +137,7 @@ def encode_batch_topk(
         new = ~torch.isin(*places)
         parts = zip(candidates, (part[new] for part in more), strict=True)
         chosen = _largest(tuple(torch.cat(part) for part in parts), k * len(u))
-    return _as_rows(chosen, len(u))
+    return as_rows(chosen, len(u))
 
 
 def encode_batch_topk_reference(
@@ -182,6 +182,22 @@ def encode_above(
     return values, indices, offsets_of_counts(torch.bincount(rows, minlength=len(u)))
 
 
+@torch.no_grad()
+def encode_at_least(
+    u: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    threshold: Float[Tensor, ""],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, latents and rows of the entries at or above one threshold; of no tokens none."""
+    parts = [(u.new_empty(0), *torch.empty(2, 0, dtype=torch.int64, device=u.device))]
+    for start, pre in _encoded(u, W_enc, b_enc):
+        rows, indices = (pre >= threshold).nonzero(as_tuple=True)
+        parts.append((pre[rows, indices], indices, rows + start))
+    values, indices, rows = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values, indices, rows
+
+
 def encode_above_reference(
     u: Float[Tensor, "batch d_in"],
     W_enc: Float[Tensor, "d_sae d_in"],
@@ -207,21 +223,6 @@ def _encoded(
         yield start, torch.addmm(b_enc, some, W_enc.T, out=buffer[: len(some)])
 
 
-def _above(
-    u: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_sae d_in"],
-    b_enc: Float[Tensor, " d_sae"],
-    threshold: Float[Tensor, ""],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, latents and rows of the entries at or above the threshold."""
-    parts = []
-    for start, pre in _encoded(u, W_enc, b_enc):
-        rows, indices = (pre >= threshold).nonzero(as_tuple=True)
-        parts.append((pre[rows, indices], indices, rows + start))
-    values, indices, rows = (torch.cat(part) for part in zip(*parts, strict=True))
-    return values, indices, rows
-
-
 def _largest(candidates: tuple[Tensor, ...], n: int) -> tuple[Tensor, Tensor, Tensor]:
     """The n largest positive candidates (values, latents, rows)."""
     values, indices, rows = candidates
@@ -231,7 +232,8 @@ def _largest(candidates: tuple[Tensor, ...], n: int) -> tuple[Tensor, Tensor, Te
     return values[positive], indices[positive], rows[positive]
 
 
-def _as_rows(chosen: tuple[Tensor, Tensor, Tensor], n_rows: int) -> Found:
+def as_rows(chosen: tuple[Tensor, Tensor, Tensor], n_rows: int) -> Found:
+    """Chosen entries (values, latents, rows) as CSR rows."""
     values, indices, rows = chosen
     order = rows.argsort(stable=True)
     counts = torch.bincount(rows, minlength=n_rows)

@@ -17,6 +17,7 @@ from gossamer.kernels.encode import encode_abs_topk
 from gossamer.saes.abstopk import AbsTopK
 from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_whole
+from gossamer.training.sharded import kept_of, kept_pairs
 from gossamer.training.topk import rate_of_width
 from gossamer.training.trainee import Trainee
 
@@ -59,10 +60,13 @@ class AbsTopKConfig(AbstractArchitecture):
 
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The k pairs of each token."""
-        found = encode_abs_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), self.k)
-        values, indices = (each.flatten() for each in found)
-        offsets = torch.arange(0, len(values) + 1, self.k, device=u.device)
-        return read_found(trainee, u, trainee.b_enc, (values, indices, offsets))
+        k = min(self.k, len(trainee.b_enc))
+        values, indices = encode_abs_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
+        if trainee.mesh.tp > 1:
+            found = kept_pairs(values, indices, kept_of(values.abs(), self.k, trainee.mesh))
+            return read_found(trainee, u, trainee.b_enc, found)
+        offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
+        return read_found(trainee, u, trainee.b_enc, (values.flatten(), indices.flatten(), offsets))
 
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """The pre-activations themselves."""

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from gossamer.distributed import Mesh
 from gossamer.kernels.encode import encode_above
 from gossamer.kernels.pairs import Pairs, read_pairs, write_pairs
 from gossamer.saes.selection import AbstractSelection
@@ -41,6 +42,9 @@ class Encoded:
     n_rows: int
     """Tokens in the batch."""
 
+    mesh: Mesh = Mesh()
+    """Processes that have the other latents."""
+
     def spread(self, values: Float[Tensor, " d_sae"]) -> Float[Tensor, "..."]:
         """A number for each latent, as a number for each entry of `pre`."""
         if self.pairs is None:
@@ -52,21 +56,26 @@ class Encoded:
     ) -> Float[Tensor, "batch d_out"]:
         """What the latents write, without b_dec."""
         if self.pairs is None:
-            return latents @ W_dec
-        return write_pairs(latents, W_dec, pairs=self.pairs)
+            return self.mesh.added(latents @ W_dec)
+        return self.mesh.added(write_pairs(latents, W_dec, pairs=self.pairs))
+
+    def mean(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """The sum, averaged over the batch's tokens."""
+        return values.sum() / self.n_rows
 
     def per_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
         """The sum over latents, averaged over the batch's tokens."""
-        return values.sum() / self.n_rows
+        return self.mesh.added(values.sum()) / self.n_rows
 
     def by_token(self, values: Float[Tensor, "..."]) -> Float[Tensor, " batch"]:
         """The sum over latents of each token."""
         if self.pairs is None:
-            return values.sum(1)
-        return values.new_zeros(self.n_rows).index_add(0, self.pairs.rows, values)
+            return self.mesh.added(values.sum(1))
+        summed = values.new_zeros(self.n_rows).index_add(0, self.pairs.rows, values)
+        return self.mesh.added(summed)
 
     def fired(self, latents: Float[Tensor, "..."]) -> Bool[Tensor, " d_sae"]:
-        """Which latents were active on some token."""
+        """Which latents here were active on some token."""
         if self.pairs is None:
             return (latents != 0).any(0)
         fired = torch.zeros(self.pairs.d_sae, dtype=torch.bool, device=latents.device)
@@ -88,7 +97,10 @@ class Moment:
     """The scaled activation to be reconstructed."""
 
     dead: Int64[Tensor, " n_dead"]
-    """Latents that have been silent for long."""
+    """Latents here that have been silent for long."""
+
+    any_dead: bool
+    """Whether there are such latents, here or elsewhere."""
 
     progress: float
     """Share of the run that is done, from 0 to 1."""
@@ -164,7 +176,7 @@ def read_all(
     trainee: Trainee, u: Float[Tensor, "batch d_in"], bias: Float[Tensor, " d_sae"]
 ) -> Encoded:
     """Every pre-activation, densely."""
-    return Encoded((u - trainee.moved_shift()) @ trainee.W_enc.T + bias, None, len(u))
+    return Encoded((u - trainee.moved_shift()) @ trainee.W_enc.T + bias, None, len(u), trainee.mesh)
 
 
 def read_above(
@@ -196,7 +208,7 @@ def read_found(
     values, indices, offsets = found
     pairs = Pairs.of(indices, offsets, len(bias))
     pre = read_pairs(u, trainee.W_enc, bias, pairs=pairs, values=values, shift=trainee.shift)
-    return Encoded(pre, pairs, len(u))
+    return Encoded(pre, pairs, len(u), trainee.mesh)
 
 
 def warmed(coefficient: float, warmup: float, progress: float) -> float:

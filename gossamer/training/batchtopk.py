@@ -21,6 +21,7 @@ from gossamer.saes.jumprelu import JumpReLU
 from gossamer.saes.topk import TopK
 from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_share, check_whole
+from gossamer.training.sharded import encode_batch_topk_over
 from gossamer.training.topk import rate_of_width
 from gossamer.training.trainee import Trainee
 
@@ -93,21 +94,27 @@ def new_threshold() -> dict[str, Float[Tensor, ""]]:
 
 def read_batch(trainee: Trainee, u: Float[Tensor, "batch d_in"], k: int) -> Encoded:
     """The pairs that a batch keeps."""
-    found = encode_batch_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
+    encoder = (trainee.W_enc.detach(), trainee.b_enc.detach())
+    if trainee.mesh.size > 1:
+        found = encode_batch_topk_over(u, *encoder, k=k, mesh=trainee.mesh)
+    else:
+        found = encode_batch_topk(u, *encoder, k)
     return read_found(trainee, u, trainee.b_enc, found)
 
 
 def follow_(trainee: Trainee, latents: Float[Tensor, "..."], decay: float) -> None:
     """Take a batch's smallest kept value into the running threshold."""
-    if latents.numel() == 0:
-        return
     running = trainee.get_buffer("running_threshold")
-    smallest = latents.detach().min().double()
+    smallest = running.new_full((), torch.inf)
+    if latents.numel():
+        smallest = latents.detach().min().double()
+    smallest = -trainee.mesh.largest_(-smallest, "all")
     moved = running * decay + smallest * (1 - decay)
-    running.copy_(torch.where(running < 0, smallest, moved))
+    moved = torch.where(running < 0, smallest, moved)
+    running.copy_(torch.where(smallest.isinf(), running, moved))
 
 
 def one_threshold(trainee: Trainee) -> JumpReLU:
     """The running threshold for all latents."""
     threshold = trainee.get_buffer("running_threshold").clamp(min=0)
-    return JumpReLU(threshold.to(trainee.b_enc).expand(trainee.d_sae))
+    return JumpReLU(threshold.to(trainee.b_enc).expand(len(trainee.b_enc)))

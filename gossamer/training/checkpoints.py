@@ -2,7 +2,10 @@
 
     run.json                          the configs and where the activations come from
     checkpoints/step-00000500.safetensors    everything that the next step needs
+    checkpoints/step-00000500/        the same, of a mesh of processes
     log.jsonl                         one line for each trainee and `log_steps` steps
+
+Any mesh, and a process alone, goes on from either kind.
 
 A checkpoint holds weights, scales, running thresholds, silence counters, Adam's moments and steps,
 and the sums of the log line that is being filled. There is no state of a random generator to keep:
@@ -13,6 +16,7 @@ that is killed at any moment leaves whole ones.
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +27,7 @@ from jaxtyping import Float64
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gossamer.distributed import load_shards, save_shards, shapes_in
 from gossamer.errors import DiskError, FormatError, GossamerError, ShapeError
 from gossamer.saes.native import (
     make_directory,
@@ -45,6 +50,10 @@ FORMAT = "gossamer-run"
 
 VERSION = 1
 """Version of the layout described here."""
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of each weight."""
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def open_run(directory: Path, configs: Sequence[TrainConfig], source: Mapping[st
         _check_empty(directory)
         make_directory(directory)
     for leftover in (*directory.glob("*.partial"), *directory.glob("checkpoints/*.partial")):
-        leftover.unlink()
+        _remove(leftover)
     return json.dumps(wanted, indent=2) + "\n"
 
 
@@ -144,24 +153,54 @@ def save_checkpoint(
         for name, parameter in trainee.named_parameters():
             for key, tensor in optimizer.state[parameter].items():
                 tensors[f"{place}.adam.{name}.{key}"] = tensor
-    path = directory / "checkpoints" / f"step-{step:08d}.safetensors"
+    mesh = trainees[0].mesh
+    path = directory / "checkpoints" / f"step-{step:08d}"
+    path = path if mesh.size > 1 else path.with_suffix(".safetensors")
     about = {"format": FORMAT, "version": str(VERSION), "step": str(step)}
     try:
         make_directory(path.parent)
-        write_tensors(tensors, path, about)
+        if mesh.size > 1:
+            save_shards(tensors, _by_latent(trainees), path, mesh)
+        else:
+            write_tensors(tensors, path, about)
     except (DiskError, SafetensorError) as problem:
         raise DiskError(
             f"The checkpoint after step {step} could not be written: {why_not(problem)}. Make "
             f"room; the same command again {_goes_on(directory)}."
         ) from problem
-    for old in checkpoints(directory)[:-keep]:
-        old.unlink()
+    for old in checkpoints(directory)[:-keep] if mesh.is_first else []:
+        _remove(old)
     return path
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint that is damaged, so that it is none."""
+    path.rename(path.with_name(f"{path.name}.damaged"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _by_latent(trainees: Sequence[Trainee]) -> set[str]:
+    """Names in a checkpoint of what has a row for each latent."""
+    names = {f"{place}.{n}" for place, trainee in enumerate(trainees) for n in trainee.by_latent()}
+    moments = {
+        f"{place}.adam.{name}.{key}"
+        for place, trainee in enumerate(trainees)
+        for name in trainee.by_latent()
+        for key in MOMENTS
+    }
+    return names | moments
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints of a run, the newest last."""
-    return sorted((directory / "checkpoints").glob("step-*.safetensors"))
+    found = (directory / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.suffix in (".safetensors", ""))
 
 
 def step_of(path: Path) -> int:
@@ -174,14 +213,11 @@ def load_checkpoint(
 ) -> Float64[Tensor, "n_trainees 5"]:
     """Put the state back, bit for bit; returns the sums."""
     try:
-        tensors, about = read_tensors(path)
+        tensors = _of_mesh(path, trainees) if path.is_dir() else _of_one(path, trainees)
     except FormatError as problem:
         raise FormatError(
             f"{path} is damaged ({problem}); remove it to go on from the checkpoint before."
         ) from problem
-    if about.get("format") != FORMAT or about.get("version") != str(VERSION):
-        raise FormatError(f"{path} is no checkpoint that this release reads; remove it.")
-    _check_shapes(path, tensors, trainees)
     for place, (trainee, optimizer) in enumerate(zip(trainees, optimizers, strict=True)):
         trainee.load_state_dict({n: tensors[f"{place}.{n}"] for n in trainee.state_dict()})
         for name, parameter in trainee.named_parameters():
@@ -196,25 +232,55 @@ def load_checkpoint(
     return tensors["sums"]
 
 
-def _check_shapes(path: Path, tensors: Mapping[str, Tensor], trainees: Sequence[Trainee]) -> None:
+def _of_one(path: Path, trainees: Sequence[Trainee]) -> dict[str, Tensor]:
+    """What one process wrote: of each latent's rows those here."""
+    tensors, about = read_tensors(path)
+    if about.get("format") != FORMAT or about.get("version") != str(VERSION):
+        raise FormatError("it is no checkpoint that this release reads")
+    _check_shapes(path, {n: tuple(t.shape) for n, t in tensors.items()}, trainees)
+    for name in _by_latent(trainees) & tensors.keys() if trainees[0].mesh.tp > 1 else ():
+        place = int(name.split(".")[0])
+        tensors[name] = tensors[name][trainees[place].latents].clone()
+    return tensors
+
+
+def _of_mesh(path: Path, trainees: Sequence[Trainee]) -> dict[str, Tensor]:
+    """What the processes of a mesh wrote, of this or another one."""
+    mesh = trainees[0].mesh
+    shapes = mesh.first(lambda: shapes_in(path))
+    _check_shapes(path, shapes, trainees)
+    tensors = {"sums": torch.zeros(len(trainees), 5, dtype=torch.float64)}
+    for place, trainee in enumerate(trainees):
+        tensors |= {f"{place}.{n}": torch.empty_like(t) for n, t in trainee.state_dict().items()}
+        for name, parameter in trainee.named_parameters():
+            for key in MOMENTS:
+                tensors[f"{place}.adam.{name}.{key}"] = torch.empty_like(parameter.detach())
+            tensors[f"{place}.adam.{name}.step"] = torch.zeros(())
+    load_shards(tensors, _by_latent(trainees), path, mesh)
+    return tensors
+
+
+def _check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], trainees: Sequence[Trainee]
+) -> None:
     """FormatError for what is missing, ShapeError for what does not fit the trainees."""
     wanted: dict[str, tuple[int, ...]] = {"sums": (len(trainees), 5)}
     for place, trainee in enumerate(trainees):
         wanted |= {f"{place}.{n}": tuple(t.shape) for n, t in trainee.state_dict().items()}
         for name, parameter in trainee.named_parameters():
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 wanted[f"{place}.adam.{name}.{key}"] = tuple(parameter.shape)
             wanted[f"{place}.adam.{name}.step"] = ()
-    missing = [name for name in wanted if name not in tensors]
+    for name in _by_latent(trainees) & wanted.keys():
+        n_here, *rest = wanted[name]
+        wanted[name] = (n_here * trainees[0].mesh.tp, *rest)
+    missing = [name for name in wanted if name not in shapes]
     if missing:
-        raise FormatError(
-            f"{path} is damaged (it lacks {', '.join(missing[:3])}); remove it to go on from the "
-            "checkpoint before."
-        )
+        raise FormatError(f"it lacks {', '.join(missing[:3])}")
     other = [
-        f"{name} {tuple(tensors[name].shape)}, not {shape}"
+        f"{name} {shapes[name]}, not {shape}"
         for name, shape in wanted.items()
-        if tuple(tensors[name].shape) != shape
+        if shapes[name] != shape
     ]
     if other:
         raise ShapeError(

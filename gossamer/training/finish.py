@@ -21,8 +21,9 @@ from gossamer.training.batchtopk import BatchTopKConfig
 from gossamer.training.checkpoints import as_json, why_not
 from gossamer.training.config import TrainConfig
 from gossamer.training.matryoshka import MatryoshkaConfig
+from gossamer.training.sharded import cut_of
 from gossamer.training.start import side_by_side
-from gossamer.training.trainee import Trainee
+from gossamer.training.trainee import Form, Trainee
 
 FRESH_TOKENS = 65536
 """Tokens, after the last that were trained on, from which BatchTopK's threshold is set."""
@@ -44,17 +45,54 @@ def member_names(configs: Sequence[TrainConfig]) -> list[str]:
     return [f"{place:02d}-{site}" for place, site in enumerate(sites)]
 
 
+def threshold_of(
+    config: TrainConfig, trainee: Trainee, fresh: Iterator[Mapping[str, Tensor]]
+) -> Float[Tensor, ""] | None:
+    """What a BatchTopK SAE compares with, from batches that follow the last; None for others."""
+    if not isinstance(config.sae, BatchTopKConfig | MatryoshkaConfig):
+        return None
+    return batch_threshold(config, trainee, config.sae.k, fresh)
+
+
+@torch.no_grad()
+def whole(config: TrainConfig, trainee: Trainee) -> Trainee | None:
+    """All latents of a trainee in the first process of its mesh, on the CPU; None in the others."""
+    mesh = trainee.mesh
+    if mesh.size == 1:
+        return trainee
+    rows, state = trainee.by_latent(), {}
+    for name, tensor in trainee.state_dict().items():
+        found = mesh.gathered(tensor, "tp").flatten(0, 1) if name in rows else tensor
+        if mesh.is_first:
+            state[name] = found.cpu()
+    if not mesh.is_first:
+        return None
+    weights = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
+    form = Form(
+        trainee.is_autoencoder, trainee.subtract_b_dec, trainee.unit_decoder, trainee.widths
+    )
+    made = Trainee(
+        {name: state[name] for name in weights if name in state},
+        extra={name: state[f"extra.{name}"] for name in trainee.extra},
+        estimates={name: state[name] for name in config.sae.estimates()},
+        scales=(state["scale_in"], state["scale_out"]),
+        form=form,
+    )
+    made.silent_tokens.copy_(state["silent_tokens"])
+    return made
+
+
 def finished_sae(
     config: TrainConfig,
     trainee: Trainee,
-    fresh: Iterator[Mapping[str, Tensor]],
+    threshold: Float[Tensor, ""] | None,
     about: Mapping[str, Any],
 ) -> SAE | Crosscoder:
-    """The SAE or crosscoder in the model's units. `fresh` gives batches that follow the last."""
+    """The SAE or crosscoder in the model's units, of all latents."""
     metadata: dict[str, Any] = {"training": as_json(config), "source": dict(about)}
     selection: AbstractSelection = config.sae.selection(trainee)
     if isinstance(config.sae, BatchTopKConfig | MatryoshkaConfig):
-        threshold = batch_threshold(config, trainee, config.sae.k, fresh)
+        assert threshold is not None
         running = trainee.get_buffer("running_threshold")
         metadata["running_threshold"] = _scalar(running / trainee.unit)
         metadata["threshold"] = _scalar(threshold / trainee.unit)
@@ -106,7 +144,7 @@ def batch_threshold(
 
     Over FRESH_TOKENS tokens, or as many as the run had; 0 when they have fewer however low it is.
     """
-    n_each = min(FAR * k, trainee.d_sae)
+    n_each = min(FAR * k, len(trainee.b_enc))
     pooled: list[Tensor] = []
     n_tokens = 0
     while n_tokens < min(FRESH_TOKENS, config.n_tokens):
@@ -114,11 +152,10 @@ def batch_threshold(
         _, u, _ = trainee.inputs(x, x)
         values, _ = encode_topk(u, trainee.W_enc, trainee.b_enc, n_each)
         pooled.append(values[values > 0])
-        n_tokens += len(x)
-    flat, n_wanted = torch.cat(pooled), k * n_tokens
-    if len(flat) <= n_wanted:
-        return flat.new_zeros(())
-    return flat.kthvalue(len(flat) - n_wanted).values  # that many are strictly above it
+        n_tokens += config.batch_tokens  # here and elsewhere
+    # So many are strictly above it.
+    n_wanted = k * n_tokens + 1 if trainee.mesh.is_first else 0
+    return cut_of(torch.cat(pooled), n_wanted, trainee.mesh).value
 
 
 def save_all(saes: Sequence[SAE | Crosscoder], names: Sequence[str], directory: Path) -> None:

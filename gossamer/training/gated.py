@@ -93,7 +93,7 @@ class GatedConfig(AbstractArchitecture):
             weighted = gate * encoded.spread(trainee.decoder_norms().detach())
         return {
             "l1": warmed(self.l1, self.warmup, moment.progress) * encoded.per_token(weighted),
-            "gate": encoded.per_token((moment.target - decoded).square()),
+            "gate": encoded.mean((moment.target - decoded).square()),
         }
 
     def selection(self, trainee: Trainee) -> Gated:

@@ -145,9 +145,11 @@ class JumpReLUConfig(AbstractArchitecture):
             sparsity = step(encoded.pre, encoded.spread(threshold), self.width)
         if self.target_l0 is not None:
             missed = encoded.by_token(sparsity) - self.target_l0
-            sparsity = 2 / self.target_l0 * missed.square()
-        terms = {self.penalty: weight * encoded.per_token(sparsity)}
-        if self.dead_weight and len(moment.dead):
+            size = encoded.mean(2 / self.target_l0 * missed.square())
+        else:
+            size = encoded.per_token(sparsity)
+        terms = {self.penalty: weight * size}
+        if self.dead_weight and moment.any_dead:
             dead = moment.dead
             pre = moment.u @ trainee.W_enc[dead].T + trainee.b_enc[dead]
             below = (threshold[dead] - pre).relu() * trainee.decoder_norms()[dead]

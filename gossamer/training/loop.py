@@ -10,7 +10,7 @@ with the same number of threads.
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from gossamer.distributed import Mesh, is_launched
 from gossamer.errors import FormatError, GossamerError
 from gossamer.machine import device_of
 from gossamer.models.model import Model
@@ -30,27 +31,30 @@ from gossamer.training.checkpoints import (
     LOG_FILE,
     append_log,
     begin_run,
-    checkpoints,
-    last_good,
-    load_checkpoint,
     open_run,
     read_log,
-    save_checkpoint,
-    step_of,
 )
 from gossamer.training.config import RunConfig, TrainConfig
-from gossamer.training.finish import finished_sae, is_made_by, member_names, save_all
+from gossamer.training.dead import dead_counts
+from gossamer.training.finish import (
+    finished_sae,
+    is_made_by,
+    member_names,
+    save_all,
+    threshold_of,
+    whole,
+)
 from gossamer.training.interrupt import Interrupt
 from gossamer.training.joint import JacobianConfig, Joint, jacobian_term
 from gossamer.training.progress import Bar, Callback, Clock
 from gossamer.training.schedules import learning_rate
-from gossamer.training.settled import settled, source_of
-from gossamer.training.start import first_look, new_trainee, side_by_side
+from gossamer.training.settled import settled, shared_by, source_of
+from gossamer.training.start import side_by_side
+from gossamer.training.state import Run, State, agreed, begun, keep_, run_away, summed
 from gossamer.training.step import (
     NotFiniteError,
     Outcome,
     descend_,
-    new_optimizer,
     outcome,
     update_,
 )
@@ -81,53 +85,6 @@ class TrainResult:
         return curves_to_html(self.history, path, title=f"Training {', '.join(self.saes)}", log=log)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What stays the same during the loop."""
-
-    configs: list[TrainConfig]
-    joint: Joint | None
-    source: Any
-    about: Mapping[str, Any]
-    directory: Path | None
-    run: RunConfig
-    callbacks: Sequence[Callback]
-    device: torch.device | None
-
-    @property
-    def sites(self) -> list[str]:
-        """Every site that is read or written."""
-        named = [(*config.sites_in, *config.sites_out) for config in self.configs]
-        return list(dict.fromkeys(site for several in named for site in several))
-
-    def batches(self, start: int) -> Iterator[Mapping[str, Tensor]]:
-        """Finite batches from number `start`, on the device. GossamerError at any other."""
-        first = self.configs[0]
-        made = self.source.batches(first.batch_tokens, seed=first.seed, start=start)
-        for step, batch in enumerate(made, start):
-            moved = {site: batch[site].to(self.device) for site in self.sites}
-            for site, x in moved.items():
-                if not torch.isfinite(x).all():
-                    raise GossamerError(
-                        f"The activations of {site} in the batch of step {step} are not finite; "
-                        f"{last_good(self.directory)}. Harvest them anew, for another directory."
-                    )
-            yield moved
-
-
-@dataclass(slots=True)
-class _State:
-    """What the loop moves on, whole between two steps."""
-
-    trainees: list[Trainee]
-    optimizers: list[torch.optim.Adam]
-    sums: Tensor
-    history: list[dict[str, Any]]
-    done: int
-    logged: int
-    saved: float
-
-
 @overload
 def train(
     config: TrainConfig,
@@ -138,6 +95,7 @@ def train(
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
     model: Model | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainResult: ...
 
 
@@ -151,10 +109,11 @@ def train(
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
     model: Model | None = None,
+    mesh: Mesh | None = None,
 ) -> list[TrainResult]: ...
 
 
-def train(
+def train(  # noqa: PLR0913  the public face; everything by name
     config: TrainConfig | Sequence[TrainConfig] | JacobianConfig,
     source: Any,
     *,
@@ -163,6 +122,7 @@ def train(
     run: RunConfig | None = None,
     device: torch.device | str | None = None,
     model: Model | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainResult | list[TrainResult]:
     """Train an SAE or transcoder, several from one pass over the activations, or a Jacobian pair.
 
@@ -177,6 +137,9 @@ def train(
         run: what is written how often; none of it changes the result.
         device: None: where the activations are.
         model: whose MLP stands between a Jacobian pair; None: the one that runs live.
+        mesh: processes that train together, each calling this with the same arguments, and a
+            directory that all of them see; None: this one alone. The result is one process's up to
+            rounding, and the first process alone has it: in the others `sae` is None.
 
     GossamerError when the settings do not fit each other or the directory, or when a batch, its
     loss or its gradient is not finite: it names the step, the site and the last good checkpoint.
@@ -185,10 +148,12 @@ def train(
     several = not isinstance(config, TrainConfig)
     is_pair = isinstance(config, JacobianConfig)
     configs = config.members() if is_pair else list(config) if several else [config]
+    mesh = Mesh() if mesh is None else mesh
     source = source_of(source, configs[0].site if configs else None)
+    source = shared_by(mesh, configs, source, is_pair=is_pair)
     joint = Joint.of(config, source, model) if is_pair else None
     about = {**source.about, **({} if joint is None else joint.about())}
-    what = _Run(
+    what = Run(
         settled(configs, source),
         joint,
         source,
@@ -197,10 +162,11 @@ def train(
         run or RunConfig(),
         callbacks,
         None if device is None else device_of(device),
+        mesh,
     )
     names = member_names(what.configs)
-    text = "" if what.directory is None else open_run(what.directory, what.configs, what.about)
-    finished = _finished(what, names)
+    text, is_finished = mesh.first(lambda: _opened(what, names))
+    finished = _finished(what, names) if is_finished else None
     saes, history = finished or _trained(what, names, text)
     results = [
         TrainResult(
@@ -213,15 +179,16 @@ def train(
     return results if several else results[0]
 
 
-def _trained(what: _Run, names: Sequence[str], text: str) -> tuple[list[Any], list[dict[str, Any]]]:
+def _trained(what: Run, names: Sequence[str], text: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """The loop. `text` is that of the run's file."""
-    state = _begun(what)
-    if what.directory is not None:
+    state = begun(what)
+    if what.directory is not None and what.mesh.is_first:
         begin_run(what.directory, text)
     size, n_steps = what.configs[0].batch_tokens, what.configs[0].n_steps
     batches, clock = what.batches(state.done), Clock()
-    bar = Bar(what.run.progress, state.done * size, n_steps * size)
-    with closing(bar), Interrupt() as interrupt:
+    shown = what.run.progress if what.mesh.is_first else False
+    bar = Bar(shown, state.done * size, n_steps * size)
+    with closing(bar), Interrupt(also_terminate=is_launched()) as interrupt:
         while state.done < n_steps:
             outcomes = _step_(what, state, clock.wait(lambda: next(batches)))
             bar.move(size)
@@ -234,32 +201,24 @@ def _trained(what: _Run, names: Sequence[str], text: str) -> tuple[list[Any], li
                 state.logged = state.done
                 _tell(what, rows, interrupt)
                 bar.show(rows)
-            stops = interrupt.wanted
             due = time.monotonic() - state.saved >= what.run.checkpoint_seconds
+            stops, due = agreed(what.mesh, interrupt.wanted, due)
             if is_last or due or stops:
-                _keep_(what, state)
+                keep_(what, state)
             if stops:
                 raise KeyboardInterrupt
     return _saved(what, state.trainees, names), state.history
 
 
-def _begun(what: _Run) -> _State:
-    """The state before the first step, or as it was at the last checkpoint."""
-    found = checkpoints(what.directory) if what.directory is not None else []
-    first = step_of(found[-1]) if found else 0
-    # A resumed run looks as well, for the shapes; the checkpoint then overwrites every number.
-    n_tokens = max(min(config.start.n_tokens, config.n_tokens) for config in what.configs)
-    looks = first_look(what.batches(0), what.sites, 1 if first else int(n_tokens))
-    trainees = [new_trainee(config, looks) for config in what.configs]
-    optimizers = [new_optimizer(*each) for each in zip(what.configs, trainees, strict=True)]
-    sums = torch.zeros(len(trainees), 5, dtype=torch.float64, device=trainees[0].b_enc.device)
-    if found:
-        sums = load_checkpoint(found[-1], trainees, optimizers).to(sums)
-    history = read_log(what.directory, first) if what.directory is not None else []
-    return _State(trainees, optimizers, sums, history, first, first, time.monotonic())
+def _opened(what: Run, names: Sequence[str]) -> tuple[str, bool]:
+    """The text of the run's file, and whether the run has ended."""
+    if what.directory is None:
+        return "", False
+    text = open_run(what.directory, what.configs, what.about)
+    return text, _finished(what, names) is not None
 
 
-def _step_(what: _Run, state: _State, batch: Mapping[str, Tensor]) -> list[Outcome]:
+def _step_(what: Run, state: State, batch: Mapping[str, Tensor]) -> list[Outcome]:
     """One step of every trainee."""
     members = list(zip(what.configs, state.trainees, state.optimizers, strict=True))
     outcomes = []
@@ -268,20 +227,30 @@ def _step_(what: _Run, state: _State, batch: Mapping[str, Tensor]) -> list[Outco
     for place, (config, trainee, optimizer) in enumerate(members):
         try:
             if what.joint is None:
-                found = outcome(config, trainee, *_pair(config, batch), step=state.done)
+                n_tokens = config.batch_tokens
+                both = _pair(config, batch)
+                found = outcome(config, trainee, *both, step=state.done, n_tokens=n_tokens)
                 descend_(config, trainee, optimizer, found, step=state.done)
                 outcomes.append(found)
             else:
                 update_(config, trainee, optimizer, outcomes[place], step=state.done)
         except NotFiniteError as problem:
-            raise _run_away(what, config, state.done) from problem
+            _blame(what, batch, state.done)
+            raise run_away(what, config, state.done) from problem
         state.sums[place] += outcomes[place].sums()
     state.done += 1
     return outcomes
 
 
+def _blame(what: Run, batch: Mapping[str, Tensor], step: int) -> None:
+    """GossamerError, in all processes, where the activations of one of them are not finite."""
+    bad = [site for site, x in batch.items() if not torch.isfinite(x).all()]
+    for site in [site for several in what.mesh.everyones(bad) for site in several][:1]:
+        raise what.not_finite(site, step)
+
+
 def _both(
-    joint: Joint, state: _State, batch: Mapping[str, Tensor], members: Sequence[Any]
+    joint: Joint, state: State, batch: Mapping[str, Tensor], members: Sequence[Any]
 ) -> list[Outcome]:
     """The outcomes of a pair, the last with what joins them; gradients are there."""
     outcomes = []
@@ -295,37 +264,23 @@ def _both(
     return outcomes
 
 
-def _keep_(what: _Run, state: _State) -> None:
-    """Write a checkpoint, of finite weights only."""
-    for config, trainee in zip(what.configs, state.trainees, strict=True):
-        if not all(torch.isfinite(parameter).all() for parameter in trainee.parameters()):
-            raise _run_away(what, config, state.done - 1)
-    if what.directory is not None:
-        each, keep = (state.trainees, state.optimizers), what.run.keep
-        save_checkpoint(what.directory, state.done, *each, sums=state.sums, keep=keep)
-    state.saved = time.monotonic()
-
-
-def _run_away(what: _Run, config: TrainConfig, step: int) -> GossamerError:
-    return GossamerError(
-        f"At step {step} the loss of {config.written}, its gradient or the weights "
-        "are no longer finite, although the activations are: the weights have run away; "
-        f"{last_good(what.directory)}. Give a lower rate, or clip gradients, in another directory."
-    )
-
-
 def _pair(config: TrainConfig, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Input and target of one trainee."""
     x = side_by_side(config.sites_in, batch)
     return x, x if config.site_out is None else side_by_side(config.sites_out, batch)
 
 
-def _rows(what: _Run, state: _State, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+def _rows(what: Run, state: State, outcomes: list[Outcome]) -> list[dict[str, Any]]:
     rows = []
     size, done = what.configs[0].batch_tokens, state.done
+    sums = summed(state.sums, what.mesh)
     for place, (config, trainee) in enumerate(zip(what.configs, state.trainees, strict=True)):
-        means = state.sums[place, :4] / state.sums[place, 4]
+        means = sums[place, :4] / sums[place, 4]
         loss, squared_error, variation, n_active = means.tolist()
+        names = list(outcomes[place].terms)
+        terms = torch.stack([outcomes[place].terms[name].detach() for name in names])
+        terms = what.mesh.add_(terms, "dp").tolist()
+        n_dead = sum(dead_counts(trainee, trainee.dead(config.dead_after)))
         rows.append(
             {
                 "step": done,
@@ -335,16 +290,18 @@ def _rows(what: _Run, state: _State, outcomes: list[Outcome]) -> list[dict[str, 
                 "loss": loss,
                 "fvu": squared_error / variation if variation else 0.0,
                 "l0": n_active / size,
-                "dead": len(trainee.dead(config.dead_after)) / config.d_sae,
-                **{f"loss_{name}": t.item() for name, t in outcomes[place].terms.items()},
+                "dead": n_dead / config.d_sae,
+                **{f"loss_{name}": term for name, term in zip(names, terms, strict=True)},
                 "rate": learning_rate(config, done - 1),
             }
         )
     return rows
 
 
-def _tell(what: _Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
+def _tell(what: Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
     """Log rows, and tell the callbacks; one that is interrupted stops the run after this step."""
+    if not what.mesh.is_first:
+        return
     if what.directory is not None:
         append_log(what.directory, rows)
     try:
@@ -355,17 +312,19 @@ def _tell(what: _Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
         interrupt.wanted = True
 
 
-def _saved(what: _Run, trainees: list[Trainee], names: Sequence[str]) -> list[Any]:
+def _saved(what: Run, trainees: list[Trainee], names: Sequence[str]) -> list[Any]:
     saes = []
     for config, trainee in zip(what.configs, trainees, strict=True):
-        fresh = what.batches(config.n_steps)
-        saes.append(finished_sae(config, trainee, fresh, what.about))
-    if what.directory is not None:
-        save_all(saes, names, what.directory)
+        threshold = threshold_of(config, trainee, what.batches(config.n_steps))
+        made = whole(config, trainee)
+        saes.append(None if made is None else finished_sae(config, made, threshold, what.about))
+    directory = what.directory
+    if directory is not None:
+        what.mesh.first(lambda: save_all(saes, names, directory))
     return saes
 
 
-def _finished(what: _Run, names: Sequence[str]) -> tuple[list[Any], list[dict[str, Any]]] | None:
+def _finished(what: Run, names: Sequence[str]) -> tuple[list[Any], list[dict[str, Any]]] | None:
     """The SAEs and log of a run that has ended, None for any other."""
     if what.directory is None:
         return None

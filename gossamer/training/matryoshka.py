@@ -118,10 +118,13 @@ class MatryoshkaConfig(AbstractArchitecture):
         decoded = moment.target.new_zeros(moment.target.shape)
         total = decoded.new_zeros(())
         weights = self.weights or (1.0,) * len(inner)
+        before = trainee.latents.start
         for (first, end), weight in zip(pairwise((0, *inner)), weights, strict=True):
-            decoded = decoded + segment(latents, trainee.W_dec, encoded.pairs, (first, end))
+            ends = (first - before, end - before)  # as they are counted here
+            written = segment(latents, trainee.W_dec, encoded.pairs, ends)
+            decoded = decoded + encoded.mesh.added(written)
             missed = moment.target - trainee.output(decoded, moment.x)
-            total = total + weight * encoded.per_token(missed.square())
+            total = total + weight * encoded.mean(missed.square())
         return {"prefixes": total}
 
     def observe_(self, trainee: Trainee, latents: Float[Tensor, "..."], progress: float) -> None:

@@ -134,6 +134,7 @@ class PAnnealConfig(AbstractArchitecture):
         for name, n in (("anneal_now", falls), ("anneal_next", falls + 1)):
             running = trainee.get_buffer(name)
             size = bent(latents, self.power(n), self.floor).sum(dtype=torch.float64)
+            size = trainee.mesh.add_(size, "all")
             moved = running * MEMORY + size * (1 - MEMORY)
             running.copy_(torch.where(fallen | (running < 0), size, moved))
 

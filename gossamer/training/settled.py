@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gossamer.errors import GossamerError, SiteError
+from gossamer.activations import LiveActivations
+from gossamer.distributed import Mesh
+from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.training.config import TrainConfig, as_sites
 
 
@@ -35,6 +37,28 @@ def settled(configs: Sequence[TrainConfig], source: Any) -> list[TrainConfig]:
                 )
         named.append(replace(config, site=site, site_out=site_out))
     return named
+
+
+def shared_by(mesh: Mesh, configs: Sequence[TrainConfig], source: Any, *, is_pair: bool) -> Any:
+    """The source as the processes of a mesh read it. GossamerError where they cannot train this."""
+    if mesh.size == 1:
+        return source
+    if is_pair:
+        raise GossamerError(
+            f"A Jacobian pair is trained by one process, got a mesh of {mesh.size}; leave mesh out."
+        )
+    for config in configs:
+        if config.d_sae % mesh.tp:
+            raise ShapeError(
+                f"tp={mesh.tp} processes share latents in equal parts, got d_sae={config.d_sae}; "
+                "give a multiple of tp."
+            )
+        if config.batch_tokens < mesh.dp:
+            raise ShapeError(
+                f"dp={mesh.dp} processes share the tokens of a batch, got "
+                f"batch_tokens={config.batch_tokens}; give at least dp."
+            )
+    return replace(source, shared=True) if isinstance(source, LiveActivations) else source
 
 
 def source_of(source: Any, site: str | tuple[str, ...] | None) -> Any:

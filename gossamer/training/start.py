@@ -8,8 +8,12 @@
 c is 1, but for architectures that select by rank the multiple that reconstructs the sample best:
 of many directions those with the largest products are chosen, and the transpose itself would come
 out several times too long.
+
+Random rows come in blocks of their own seeds, so that each process of a mesh draws those of its own
+latents, and all together draw what one process does.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +22,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
+from gossamer.distributed import Mesh
 from gossamer.errors import GossamerError
 from gossamer.training.architecture import Encoded
 from gossamer.training.config import TrainConfig
@@ -28,6 +33,9 @@ SAMPLE_TOKENS = 8192
 
 FREE_NORM = 0.1
 """Norm of decoder rows at the start where it is free."""
+
+BLOCK_ROWS = 4096
+"""Random rows drawn from one seed."""
 
 FLAT = 0.01
 """Variation below this share of the mean counts as none when a transcoder's rows are drawn."""
@@ -46,6 +54,16 @@ class FirstLook:
 
     sample: Float[Tensor, "n width"]
     """Some of them."""
+
+
+def the_same(looks: Mapping[str, FirstLook], mesh: Mesh) -> Mapping[str, FirstLook]:
+    """What the first process saw, in all of them."""
+    if mesh.size == 1:
+        return looks
+    return {
+        site: FirstLook(*(mesh.copy_(t.clone()) for t in (look.mean, look.scale, look.sample)))
+        for site, look in looks.items()
+    }
 
 
 def first_look(
@@ -103,16 +121,18 @@ def _together(looks: Sequence[FirstLook]) -> FirstLook:
     )
 
 
-def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
-    """A trainee before its first step. `config.site` must be set."""
+def new_trainee(
+    config: TrainConfig, looks: Mapping[str, FirstLook], mesh: Mesh | None = None
+) -> Trainee:
+    """A trainee before its first step, or what is here of it. `config.site` must be set."""
     assert config.site is not None
     source, target = (
         _together([looks[site] for site in sites]) for sites in (config.sites_in, config.sites_out)
     )
     is_autoencoder = config.sites_out == config.sites_in
-    generator = torch.Generator().manual_seed(config.seed)
+    mesh = Mesh() if mesh is None else mesh
     make = _autoencoder if is_autoencoder else _transcoder
-    made = make(config, source, target, generator)
+    made = make(config, source, target, mesh.latents(config.d_sae))
     weights = {name: tensor.to(source.sample) for name, tensor in made.items()}
     trainee = Trainee(
         weights,
@@ -124,6 +144,7 @@ def new_trainee(config: TrainConfig, looks: Mapping[str, FirstLook]) -> Trainee:
             subtract_b_dec=is_autoencoder and config.sae.subtract_b_dec,
             unit_decoder=is_autoencoder and config.sae.unit_decoder,
             widths=tuple(len(looks[site].mean) for site in config.sites_out),
+            mesh=mesh,
         ),
     )
     if is_autoencoder and config.sae.selects_by_rank:
@@ -144,10 +165,10 @@ def geometric_median(x: Float[Tensor, "n width"], n_steps: int = 100) -> Float[T
 
 
 def _autoencoder(
-    config: TrainConfig, source: FirstLook, target: FirstLook, generator: torch.Generator
+    config: TrainConfig, source: FirstLook, target: FirstLook, latents: slice
 ) -> dict[str, Tensor]:
     width = len(source.mean)
-    rows = F.normalize(torch.randn(config.d_sae, width, generator=generator), dim=1)
+    rows = F.normalize(random_rows(config.seed, latents, config.d_sae, width), dim=1)
     W_dec = rows if config.sae.unit_decoder else FREE_NORM * rows
     match config.start.b_dec:
         case "mean":
@@ -159,27 +180,43 @@ def _autoencoder(
             center = torch.zeros_like(source.mean)
     return {
         "W_enc": W_dec.clone(),
-        "b_enc": torch.zeros(config.d_sae),
+        "b_enc": torch.zeros(len(rows)),
         "W_dec": W_dec,
         "b_dec": center * source.scale,
     }
 
 
 def _transcoder(
-    config: TrainConfig, source: FirstLook, target: FirstLook, generator: torch.Generator
+    config: TrainConfig, source: FirstLook, target: FirstLook, latents: slice
 ) -> dict[str, Tensor]:
     d_in, d_out = len(source.mean), len(target.mean)
-    random = torch.randn(config.d_sae, d_in, generator=generator, dtype=torch.float64)
+    random = random_rows(config.seed, latents, config.d_sae, d_in, dtype=torch.float64)
     W_enc = F.normalize(random @ _whitening(source), dim=1)
     weights = {
         "W_enc": W_enc,
         "b_enc": -(W_enc @ (source.mean * source.scale).cpu()),
-        "W_dec": torch.zeros(config.d_sae, d_out),
+        "W_dec": torch.zeros(len(W_enc), d_out),
         "b_dec": target.mean * target.scale,
     }
     if config.skip:
         weights["W_skip"] = torch.zeros(d_out, d_in)
     return weights
+
+
+def random_rows(
+    seed: int, rows: slice, n_rows: int, width: int, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "rows width"]:
+    """Some of `n_rows` normal rows, which are a function of the seed and their number."""
+    parts = []
+    for start in range(rows.start // BLOCK_ROWS * BLOCK_ROWS, rows.stop, BLOCK_ROWS):
+        block = start // BLOCK_ROWS
+        text = hashlib.sha256(f"{seed} {block}".encode()).digest()
+        number = int.from_bytes(text[:8], "little") >> 1 if block else seed
+        generator = torch.Generator().manual_seed(number)
+        n = min(BLOCK_ROWS, n_rows - start)
+        whole = torch.randn(n, width, generator=generator, dtype=dtype)
+        parts.append(whole[max(0, rows.start - start) : rows.stop - start])
+    return torch.cat(parts)
 
 
 def _whitening(look: FirstLook) -> Float64[Tensor, "width width"]:
@@ -198,9 +235,11 @@ def _whitening(look: FirstLook) -> Float64[Tensor, "width width"]:
 @torch.no_grad()
 def _stretch_(config: TrainConfig, trainee: Trainee, sample: Float[Tensor, "n width"]) -> None:
     """Multiply W_enc by what reconstructs the sample best."""
+    sample = sample[trainee.mesh.tokens(len(sample))]
     _, u, _ = trainee.inputs(sample, sample)
     encoded: Encoded = config.sae.encode(trainee, u)
     decoded = encoded.decode(config.sae.latents(trainee, encoded), trainee.W_dec)
-    size = decoded.square().sum()
+    sums = torch.stack([decoded.square().sum(), (u * decoded).sum()])
+    size, product = trainee.mesh.add_(sums, "dp")
     if size > 0:
-        trainee.W_enc.mul_((u * decoded).sum() / size)
+        trainee.W_enc.mul_(product / size)

@@ -10,7 +10,7 @@ from gossamer.errors import GossamerError
 from gossamer.kernels.pairs import Pairs
 from gossamer.training.architecture import Moment
 from gossamer.training.config import TrainConfig
-from gossamer.training.dead import auxk, forget_, resample_
+from gossamer.training.dead import auxk, dead_counts, forget_, resample_
 from gossamer.training.schedules import learning_rate, progress
 from gossamer.training.trainee import Trainee
 
@@ -36,7 +36,10 @@ class Outcome:
     """Active latents, summed over the batch."""
 
     fired: Bool[Tensor, " d_sae"]
-    """Which latents were active on some token."""
+    """Which latents here were active on some token, here or elsewhere."""
+
+    n_tokens: int
+    """Tokens of the batch, here and elsewhere."""
 
     u: Float[Tensor, "batch d_in"]
     """What was encoded."""
@@ -69,38 +72,61 @@ def outcome(
     y: Float[Tensor, "batch d_out"],
     *,
     step: int,
+    n_tokens: int | None = None,
 ) -> Outcome:
-    """The loss of one batch, in the model's units, and what else is known after it."""
+    """The loss of one batch, in the model's units, and what else is known after it.
+
+    Where other processes have some of the tokens, `n_tokens` is the number of all, and the terms
+    are what those here add to the loss; None: all are here.
+    """
     scaled, u, target = trainee.inputs(x, y)
-    architecture = config.sae
+    architecture, n_tokens = config.sae, len(x) if n_tokens is None else n_tokens
     encoded = architecture.encode(trainee, u)
     latents = architecture.latents(trainee, encoded)
     error = target - trainee.output(encoded.decode(latents, trainee.W_dec), scaled)
     squared_error = error.square().sum()
     dead = trainee.dead(config.dead_after)
-    moment = Moment(u, scaled, target, dead, progress(config, step))
+    counts = dead_counts(trainee, dead)
+    moment = Moment(u, scaled, target, dead, sum(counts) > 0, progress(config, step))
     terms = {"mse": squared_error / len(x)}
     terms |= architecture.penalties(trainee, encoded, latents, moment)
-    if config.remedy == "auxk" and len(dead):
+    if n_tokens != len(x):
+        terms = {name: term * (len(x) / n_tokens) for name, term in terms.items()}
+    if config.remedy == "auxk" and sum(counts):
         d_out = target.shape[1]
         k_aux = max(1, d_out // 2) if config.dead.k_aux is None else config.dead.k_aux
         # A target's mean square is about d_out: that brings α to the same unit as the error.
         weight = config.dead.aux_weight * d_out
         signed = architecture.is_signed
-        found = auxk(trainee, scaled, error.detach(), dead=dead, k_aux=k_aux, signed=signed)
-        terms["auxk"] = weight * found
+        options = {"dead": dead, "k_aux": k_aux, "signed": signed, "counts": counts}
+        terms["auxk"] = weight * auxk(trainee, scaled, error.detach(), **options)
     latents = latents.detach()
+    fired, mean = _of_all(trainee, encoded.fired(latents), target, n_tokens)
     return Outcome(
         terms,
         squared_error.detach(),
-        (target - target.mean(0)).square().sum(),
+        (target - mean).square().sum(),
         latents.count_nonzero().to(target),
-        encoded.fired(latents),
+        fired,
+        n_tokens,
         u,
         error.detach(),
         latents,
         encoded.pairs,
     )
+
+
+def _of_all(
+    trainee: Trainee,
+    fired: Bool[Tensor, " d_sae"],
+    target: Float[Tensor, "batch d_out"],
+    n_tokens: int,
+) -> tuple[Bool[Tensor, " d_sae"], Float[Tensor, " d_out"]]:
+    """Which latents were active and the mean target, over the tokens of all processes."""
+    if trainee.mesh.dp == 1:
+        return fired, target.mean(0)
+    both = trainee.mesh.add_(torch.cat([fired.to(target), target.sum(0)]), "dp")
+    return both[: len(fired)] > 0, both[len(fired) :] / n_tokens
 
 
 def descend_(
@@ -128,6 +154,7 @@ def update_(
 ) -> None:
     """The step that the gradients say, and everything that follows it. NotFiniteError, before
     anything has changed."""
+    trainee.gather_gradients_()
     trainee.constrain_gradient_()
     _clip_(trainee, config.optimizer.clip, found.loss.detach())
     for group in optimizer.param_groups:
@@ -135,7 +162,7 @@ def update_(
     optimizer.step()
     trainee.constrain_()
     config.sae.observe_(trainee, found.latents, progress(config, step))
-    trainee.silent_tokens += len(found.u)
+    trainee.silent_tokens += found.n_tokens
     trainee.silent_tokens[found.fired] = 0
     if config.remedy == "resample":
         _maybe_resample_(config, trainee, optimizer, found, step=step)
@@ -144,7 +171,7 @@ def update_(
 def _clip_(trainee: Trainee, limit: float | None, loss: Float[Tensor, ""]) -> None:
     """Shrink all gradients when their common norm exceeds the limit, and only then."""
     gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = trainee.gradient_norm()
     if not torch.isfinite(norm + loss):
         raise NotFiniteError("The loss or its gradient is not finite; lower the learning rate.")
     if limit is not None and norm > limit:
@@ -163,10 +190,12 @@ def _maybe_resample_(
     every = int(config.dead.resample_tokens or config.dead_after)
     done = (step + 1) * config.batch_tokens
     dead = trainee.dead(config.dead_after)
-    if done // every == step * config.batch_tokens // every or len(dead) == 0:
+    if done // every == step * config.batch_tokens // every:
         return
     # A latent that is new when the rate falls is never learnt, and does harm in the SAE.
     if progress(config, step) >= 1 - config.optimizer.decay:
+        return
+    if sum(dead_counts(trainee, dead)) == 0:
         return
     # A function of seed and step alone, so that a resumed run draws the same.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)

@@ -16,6 +16,7 @@ from gossamer.kernels.encode import encode_topk, encode_topk_bfloat16
 from gossamer.saes.topk import TopK
 from gossamer.training.architecture import AbstractArchitecture, Encoded, read_found
 from gossamer.training.ranges import check_whole
+from gossamer.training.sharded import kept_of, kept_pairs
 from gossamer.training.trainee import Trainee
 
 
@@ -64,8 +65,12 @@ class TopKConfig(AbstractArchitecture):
     def encode(self, trainee: Trainee, u: Float[Tensor, "batch d_in"]) -> Encoded:
         """The k pairs of each token."""
         encode = encode_topk if self.encode_in == "float32" else encode_topk_bfloat16
-        values, indices = encode(u, trainee.W_enc.detach(), trainee.b_enc.detach(), self.k)
-        offsets = torch.arange(0, values.numel() + 1, self.k, device=u.device)
+        k = min(self.k, len(trainee.b_enc))
+        values, indices = encode(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
+        if trainee.mesh.tp > 1:
+            found = kept_pairs(values, indices, kept_of(values, self.k, trainee.mesh))
+            return read_found(trainee, u, trainee.b_enc, found)
+        offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
         return read_found(trainee, u, trainee.b_enc, (values.flatten(), indices.flatten(), offsets))
 
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:

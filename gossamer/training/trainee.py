@@ -3,6 +3,9 @@
 Activations come divided out: x is multiplied by `scale_in` and the target by `scale_out`, each the
 square root of the width over the mean norm, so that rates and penalties mean the same at every
 site. `folded` takes the scales into the weights again.
+
+On a mesh of processes each holds the rows of its own latents, and everything else as all do. What a
+process computes is then a part of the gradients, and `gather_gradients_` makes the whole of it.
 """
 
 from collections.abc import Mapping
@@ -12,6 +15,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gossamer.distributed import Mesh
 
 
 class Form(NamedTuple):
@@ -28,6 +33,9 @@ class Form(NamedTuple):
 
     widths: tuple[int, ...]
     """Of the sites that it writes."""
+
+    mesh: Mesh = Mesh()
+    """Processes that train it together."""
 
 
 @final
@@ -62,6 +70,11 @@ class Trainee(nn.Module):
         self.subtract_b_dec = form.subtract_b_dec
         self.unit_decoder = form.unit_decoder
         self.widths = form.widths
+        self.mesh = form.mesh
+        # What is subtracted before encoding shares b_dec's numbers, but not its gradient: the
+        # latents here give a part of that, while all of them give the rest.
+        is_split = form.subtract_b_dec and form.mesh.tp > 1
+        self.subtracted = self.b_dec.detach().requires_grad_() if is_split else None
         silent = torch.zeros(len(self.b_enc), dtype=torch.int64, device=self.b_enc.device)
         self.register_buffer("silent_tokens", silent)
         self.register_buffer("scale_in", scales[0])
@@ -71,13 +84,24 @@ class Trainee(nn.Module):
 
     @property
     def d_sae(self) -> int:
-        """Number of latents."""
-        return len(self.b_enc)
+        """Number of latents, here and elsewhere."""
+        return len(self.b_enc) * self.mesh.tp
+
+    @property
+    def latents(self) -> slice:
+        """Which of them are here."""
+        return self.mesh.latents(self.d_sae)
 
     @property
     def shift(self) -> Float[Tensor, " d_in"] | None:
         """What is taken from x before encoding: b_dec, or nothing."""
-        return self.b_dec if self.subtract_b_dec else None
+        whole = self.b_dec if self.subtract_b_dec else None
+        return whole if self.subtracted is None else self.subtracted
+
+    def by_latent(self) -> set[str]:
+        """Names in `state_dict` of what has a row for each latent here."""
+        own = {f"extra.{name}" for name in self.extra}
+        return {"W_enc", "b_enc", "W_dec", "silent_tokens"} | own
 
     @property
     def unit(self) -> Float64[Tensor, ""]:
@@ -112,6 +136,31 @@ class Trainee(nn.Module):
         """The reconstruction, from what the latents write."""
         y = decoded + self.b_dec
         return y if self.W_skip is None else y + F.linear(x, self.W_skip)
+
+    @torch.no_grad()
+    def gather_gradients_(self) -> None:
+        """Add up what the tokens, and for b_dec the latents, of other processes give."""
+        if self.subtracted is not None and self.subtracted.grad is not None:
+            part = self.mesh.add_(self.subtracted.grad, "tp")
+            self.b_dec.grad = part.clone() if self.b_dec.grad is None else self.b_dec.grad + part
+            self.subtracted.grad = None
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                self.mesh.add_(parameter.grad, "dp")
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Float[Tensor, ""]:
+        """The norm of the whole gradient."""
+        here: list[Tensor] = []
+        everywhere: list[Tensor] = []
+        rows = self.by_latent()
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                (here if name in rows else everywhere).append(parameter.grad)
+        if self.mesh.tp == 1:
+            return torch.nn.utils.get_total_norm([*here, *everywhere])
+        squared = self.mesh.add_(torch.nn.utils.get_total_norm(here).square(), "tp")
+        return (squared + torch.nn.utils.get_total_norm(everywhere).square()).sqrt()
 
     @torch.no_grad()
     def constrain_gradient_(self) -> None:
