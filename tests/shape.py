@@ -22,7 +22,7 @@ ORDER = (
     *("kernels", "distributed", "metrics", "views", "graph", "edits"),  # tensors: no model, no SAE
     *("saes", "models"),  # parts
     *("splice", "generation", "corpus", "activations"),  # runs: where they meet
-    *("jacobian", "attribution", "evaluation", "training"),  # science
+    *("jacobian", "attribution", "evaluation", "training", "plan"),  # science
     *("analysis", "dashboards", "interop", "library"),  # products
     *("server", "cli"),  # faces
 )
@@ -45,7 +45,7 @@ CATCH_ALL = {
 
 HEAVY = (
     *("anywidget", "datasets", "fastapi", "matplotlib", "pandas"),
-    *("plotly", "transformers", "triton", "wandb"),
+    *("plotly", "ray", "transformers", "triton", "wandb"),
 )
 """Packages that `import gossamer` does not load."""
 

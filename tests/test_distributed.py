@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gossamer.cli.train import train_command
 from gossamer.distributed import Mesh, load_shards, mesh_of, save_shards, shapes_in
 from gossamer.errors import FormatError, GossamerError
+from gossamer.saes import load_native
 from gossamer.training.checkpoints import checkpoints
 from gossamer.training.config import RunConfig
 from gossamer.training.loop import train
@@ -98,6 +100,29 @@ def test_a_process_that_is_killed_is_started_again_and_ends_with_the_same_bits(
     assert "exitcode  : -9" in said or "Signal 9" in said or "-9" in said
     found, whole = torch.load(tmp_path / "dp=1,tp=2.pt")
     assert all(torch.equal(found[n], whole[n]) for n in whole if not n.startswith("log."))
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_a_mesh_or_says_what_is_wrong(tmp_path: Path) -> None:
+    words = ["train", "--model", "pico-python", "--site", "blocks.1.hook_resid_pre", "--k", "4"]
+    words += ["--d-sae", "64", "--tokens", "1500", "--batch", "500", "--context", "64"]
+    by_two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    by_two += ["-m", "gossamer", *words, "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*by_two, str(tmp_path / "two"), "--mesh=dp=2"], **options, check=False)
+    assert done.returncode == 0 and done.stdout.count("Trained") == 1, done.stderr
+    train_command.main([*words[1:], "--out", str(tmp_path / "one")], standalone_mode=False)
+    two, one = (load_native(tmp_path / name).state_dict() for name in ("two", "one"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4)
+    done = subprocess.run([*by_two, str(tmp_path / "none")], **options, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert said == [
+        "Error: 2 processes were started; say how they share the work, for example dp=2 (tokens) "
+        "or tp=2 (latents)."
+    ]
+    assert done.returncode and not (tmp_path / "none").exists()
 
 
 def test_one_process_reads_what_a_mesh_wrote_or_says_what_is_wrong(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What can happen to a harvest: a kill, a full disk, damage, numbers that do not fit."""
 
-import json
 import math
 import os
 import random
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 
 import gossamer
-from gossamer.activations import Store
-from gossamer.activations.store import write_manifest
+from gossamer.activations import Store, shards
+from gossamer.activations.store import read_manifest, write_manifest
 from gossamer.errors import DiskError, GossamerError
 from tests.small_disk import fill, small_disk
 from tests.test_activations import SITES, corpus, made, module, shard_bytes, small
@@ -45,9 +44,9 @@ def made_of_many(directory: Path) -> Store:
 
 
 def state(directory: Path) -> tuple[int, set[str]]:
-    """How many shards the manifest lists, and the files that are there."""
-    path = directory / "manifest.json"
-    listed = len(json.loads(path.read_text())["shards"]) if path.exists() else 0
+    """How many shards are listed, and the files that are there."""
+    there = (directory / "manifest.json").exists()
+    listed = len(read_manifest(directory)[1]) if there else 0
     return listed, {file.name for file in directory.glob("*")}
 
 
@@ -101,7 +100,7 @@ def test_a_full_disk_is_told_in_words_and_loses_nothing(
         assert shard_bytes(disk / "acts") == shard_bytes(tmp_path / "whole")
     assert len(refused) >= 3 and refused[-1][1] > 0, refused
     for words, _ in refused:
-        assert re.search("disk is full.*those before it are kept.*goes on from there", words), words
+        assert re.search("disk is full.* are kept, and the same harvest run again", words), words
 
 
 def test_the_shards_that_were_made_again_are_named(
@@ -124,14 +123,14 @@ def test_the_shards_that_were_made_again_are_named(
 def test_numbers_that_do_not_fit_are_said_before_they_are_stored(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.rows_of
+    real = shards.rows_of
 
     def large(*arguments: Any, **options: Any) -> Any:
         rows = real(*arguments, **options)
         rows[SITES[1]][2, 3] = 1e5 if dtype == "float16" else math.inf
         return rows
 
-    monkeypatch.setattr(module, "rows_of", large)
+    monkeypatch.setattr(shards, "rows_of", large)
     words = "reach 1e.05, more than float16 holds .6.55e.04.; take dtype bfloat16"
     words = words if dtype == "float16" else "not finite in the model itself"
     with pytest.raises(GossamerError, match=f"{SITES[1]} for shard-00000.*{words}"):

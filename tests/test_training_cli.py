@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-from gossamer.cli.train import configs_of, train_command
+from gossamer.cli.train import train_command
+from gossamer.cli.train_configs import configs_of
 from gossamer.errors import FormatError, GossamerError
 from gossamer.saes import JumpReLU, TopK, load_native
 from tests.tiny_models import tiny_model

@@ -319,7 +319,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> Non
     n_killed = 0
     for _ in range(60):
         process = subprocess.Popen(command, env=environment, cwd=root)
-        if n_killed < 10:
+        if n_killed < 4:
             start = time.monotonic()
             moment = chance.uniform(0.0, 0.8)
             seen = {path.name for path in checkpoints(tmp_path / "killed")}
@@ -333,7 +333,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> Non
         if process.wait() == 0:
             break
         n_killed += 1
-    assert n_killed >= 5
+    assert n_killed >= 3
     straight = train(long_run(), rows())
     killed = load_native(tmp_path / "killed")
     assert all(torch.equal(t, bits(killed)[n]) for n, t in bits(straight.sae).items())

@@ -3,43 +3,42 @@
 Idempotent: a harvest that is run again keeps the shards that are whole and from the same tokens,
 and makes the others. So it can be stopped at any moment and started again. The last shard ends with
 the block in which the rows asked for are reached; a longer harvest makes it again.
+
+Processes that torchrun started share the shards: each cuts the corpus, and of n processes number i
+makes shards i, i + n, …; the store is the one that a single process makes. Ray's actors do the same
+from tasks that this process hands out.
 """
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from tqdm import tqdm
 
-from gossamer.activations.rows import Rows, counted, in_groups, rows_of
-from gossamer.activations.store import (
-    MANIFEST_FILE,
-    STARTS,
-    TOKENS,
-    Shard,
-    Store,
-    read_manifest,
-    sha256_of,
-    shard_order,
-    write_manifest,
-)
-from gossamer.corpus import TokenBlock, as_corpus, blocks, chosen_context, puts_bos
-from gossamer.errors import DiskError, FormatError, GossamerError
+from gossamer.activations.ray_actors import over_ray
+from gossamer.activations.shards import DTYPES, Outcome, Recipe, Task, harvest_shard
+from gossamer.activations.store import Store
+from gossamer.activations.unfinished import Unfinished
+from gossamer.corpus import Corpus, as_corpus, blocks, chosen_context, puts_bos
+from gossamer.distributed import first, gathered, ranks, together
+from gossamer.errors import GossamerError
 from gossamer.models.model import Model
-from gossamer.saes.native import make_directory, write_tensors
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHARD_TOKENS = 65_536
 """Tokens of the blocks of one shard, about."""
 
 BATCH_TOKENS = 8192
 """Tokens that run at once, about."""
+
+ENGINES = ("inline", "ray")
+"""Who runs the model: this process and those that torchrun started with it, or Ray's actors."""
 
 
 def harvest(  # noqa: PLR0913  the public face; everything by name
@@ -54,15 +53,21 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
     batch: int | None = None,
     prepend_bos: bool | None = None,
     exclude_special: bool = False,
+    engine: str = "inline",
+    address: str | None = None,
+    workers: int | None = None,
     progress: bool = False,
 ) -> Store:
     """Store the activations of `n_tokens` tokens of a corpus, all sites in one pass.
+
+    Under torchrun every process calls it alike, and gets the same store.
 
     Args:
         model: what to run; it stops after the last site.
         corpus: whatever `as_corpus` takes.
         sites: where to record.
-        directory: of the store. One that holds part of this harvest is completed.
+        directory: of the store. One that holds part of this harvest is completed. On a disk that
+            all machines share, where there are several.
         n_tokens: rows to store at least, up to the end of a block; more, when they are there
             already, is left as it is.
         dtype: "float32", "float16" or "bfloat16" on disk; None: the model's.
@@ -70,58 +75,136 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
         batch: blocks that run at once; None: about 8,192 tokens.
         prepend_bos: overrides the family's rule for texts.
         exclude_special: leave out the rows of BOS tokens and padding.
+        engine: "inline": this process, and those that torchrun started with it. "ray": actors of a
+            Ray cluster, which get the weights once.
+        address: of the cluster; "auto" finds the one that runs here; None: one of this machine,
+            for this call only.
+        workers: actors of Ray; None: one a GPU for a model on cuda, else one a machine.
         progress: show a bar on standard error.
 
     `remade` of the store names the shards that were missing or damaged. GossamerError when the
     corpus is smaller than asked, the disk is full, a number does not fit `dtype`, or the directory
     holds another harvest. What was stored stays, and the same call goes on from there.
     """
-    sites = _checked(model, sites, n_tokens)
-    context = chosen_context(model, context)
+    _check_engine(engine, address, workers)
+    how = {"n_tokens": n_tokens, "dtype": dtype, "context": context, "batch": batch}
+    how |= {"prepend_bos": prepend_bos, "exclude_special": exclude_special}
+    source, about, size = together(partial(_settled, model, corpus, sites, how))
+    _check_same((about, size, n_tokens))
+    into = first(partial(_begun, Path(directory), about))
+    recipe = Recipe(
+        directory=Path(directory).absolute(),
+        sites=tuple(about["widths"]),
+        dtype=about["dtype"],
+        batch=size,
+        exclude_special=exclude_special,
+    )
+    packed = blocks(source, model, context=about["context"], prepend_bos=prepend_bos)
+    tasks = into.tasks(packed, n_tokens, max(1, SHARD_TOKENS // about["context"]))
+    if engine == "ray":
+        outcomes = over_ray(tasks, recipe, model, address=address, workers=workers)
+    else:
+        outcomes = _over_ranks(tasks, partial(harvest_shard, model, recipe))
+    made = []
+    with tqdm(total=n_tokens, unit="tok", disable=not (progress and ranks().is_first)) as bar:
+        for outcome in outcomes:
+            made.append(outcome)
+            bar.update(outcome.shard.rows)
+    first(partial(into.finish, [outcome.shard for outcome in made]))
+    _check_enough(source, sum(outcome.shard.rows for outcome in made), n_tokens, directory)
+    remade = sorted(outcome.shard.file for outcome in made if outcome.is_remade)
+    return replace(Store.open(directory), remade=tuple(remade))
+
+
+def _check_engine(engine: str, address: str | None, workers: int | None) -> None:
+    if engine not in ENGINES:
+        raise GossamerError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine == "ray" and ranks().size > 1:
+        raise GossamerError(
+            f"engine ray starts its own workers, got {ranks().size} processes of torchrun; leave "
+            "out one of the two."
+        )
+    if engine != "ray" and (address is not None or workers is not None):
+        raise GossamerError(
+            "address and workers are for engine ray; give engine ray too, or start several "
+            "processes with torchrun --nproc-per-node N -m gossamer harvest …."
+        )
+    if workers is not None and workers < 1:
+        raise GossamerError(f"workers is how many actors Ray starts, at least 1, got {workers}.")
+
+
+def _settled(
+    model: Model, corpus: Any, sites: Sequence[str], how: dict[str, Any]
+) -> tuple[Corpus, dict[str, Any], int]:
+    """The corpus, what decides the content of the store, and how many blocks run at once."""
+    sites = _checked(model, sites, how["n_tokens"])
+    context = chosen_context(model, how["context"])
     source = as_corpus(corpus)
+    size = max(1, BATCH_TOKENS // context) if how["batch"] is None else how["batch"]
+    if size < 1:
+        raise GossamerError(f"batch is how many blocks run at once, at least 1, got {size}.")
     about = {
         "model": model.name,
         "weights": fingerprint(model),
         "widths": {site: model.width(site) for site in sites},
-        "dtype": _dtype(model, dtype),
+        "dtype": _dtype(model, how["dtype"]),
         "corpus": source.name,
         "context": context,
-        "prepend_bos": puts_bos(source, model, prepend_bos),
-        "exclude_special": exclude_special,
+        "prepend_bos": puts_bos(source, model, how["prepend_bos"]),
+        "exclude_special": how["exclude_special"],
         "shard_tokens": SHARD_TOKENS,
     }
-    size = max(1, BATCH_TOKENS // context) if batch is None else batch
-    if size < 1:
-        raise GossamerError(f"batch is how many blocks run at once, at least 1, got {batch}.")
-    into = _Unfinished.of(Path(directory), about)
-    broken = into.broken()
-    packed = blocks(source, model, context=context, prepend_bos=prepend_bos)
-    n_rows, remade = 0, []
-    bar = tqdm(total=n_tokens, unit="tok", disable=not progress)
-    for number, group in enumerate(in_groups(packed, max(1, SHARD_TOKENS // context))):
-        name = f"shard-{number:05}.safetensors"
-        chosen = into.chosen(name, group, _enough(group, n_tokens - n_rows, exclude_special))
-        if name in broken or not into.is_whole(name, chosen):
-            remade += [name] if into.had(name, chosen) else []
-            rows = _rows(model, chosen, (sites, size), exclude_special=exclude_special)
-            stored = {
-                site: _stored(values, about["dtype"], (site, name)) for site, values in rows.items()
-            }
-            tokens = _tokens(chosen, exclude_special=exclude_special)
-            into.write(name, stored | tokens, chosen)
-            broken.discard(name)
-        n_rows += into.shards[name].rows
-        bar.update(into.shards[name].rows)
-        if n_rows >= n_tokens and not broken:
-            bar.close()
-            return replace(Store.open(directory), remade=tuple(remade))
-    bar.close()
+    return source, about, size
+
+
+def _check_same(settings: Any) -> None:
+    everyone = gathered(settings)
+    if any(other != everyone[0] for other in everyone):
+        raise GossamerError(
+            "The processes of this harvest do not have the same model, corpus and settings; give "
+            "each of them the same command."
+        )
+
+
+def _begun(directory: Path, about: dict[str, Any]) -> Unfinished:
+    into = Unfinished.of(directory, about)
+    into.begin()
+    return into
+
+
+def _over_ranks(tasks: Iterator[Task], make: Callable[[Task], Outcome]) -> Iterator[Outcome]:
+    """All shards in order, each made by one process: by turns, one shard a process and turn, so
+    that all stop where one of them cannot go on."""
+    while True:
+        found = gathered(together(partial(_turn, tasks, make)))
+        if any(tokens != found[0][0] for tokens, _ in found):
+            raise GossamerError(
+                "The corpus is not the same in all processes; give each of them the same files."
+            )
+        outcomes = [outcome for _, outcome in found if outcome is not None]
+        if not outcomes:
+            return
+        yield from outcomes
+
+
+def _turn(
+    tasks: Iterator[Task], make: Callable[[Task], Outcome]
+) -> tuple[list[str], Outcome | None]:
+    """The tokens of one turn's tasks, and the shard of the one that is this process's."""
+    here = ranks()
+    turn = list(islice(tasks, here.size))
+    mine = make(turn[here.rank]) if here.rank < len(turn) else None
+    return [task.tokens for task in turn], mine
+
+
+def _check_enough(source: Corpus, n_rows: int, n_tokens: int, directory: str | Path) -> None:
     if n_rows == 0:
         raise GossamerError(f"The corpus {source.name} has no tokens; give one with some text.")
-    raise GossamerError(
-        f"The corpus {source.name} gives {n_rows:,} rows, {n_tokens:,} were asked for. Ask for at "
-        f"most {n_rows:,} (they are stored in {directory}), or take a larger corpus."
-    )
+    if n_rows < n_tokens:
+        raise GossamerError(
+            f"The corpus {source.name} gives {n_rows:,} rows, {n_tokens:,} were asked for. Ask for "
+            f"at most {n_rows:,} (they are stored in {directory}), or take a larger corpus."
+        )
 
 
 def _checked(model: Model, sites: Sequence[str], n_tokens: int) -> tuple[str, ...]:
@@ -155,162 +238,3 @@ def fingerprint_of(tensors: Iterable[tuple[str, Shaped[Tensor, "..."]]]) -> str:
         sample = flat[:: max(1, len(flat) // 1000)].double().cpu().numpy().tobytes()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample)
     return digest.hexdigest()[:16]
-
-
-@dataclass(slots=True)
-class _Unfinished:
-    """A store that is being made."""
-
-    directory: Path
-    """Where."""
-
-    about: Mapping[str, Any]
-    """What decides its content."""
-
-    shards: dict[str, Shard]
-    """What is there, by file."""
-
-    @staticmethod
-    def of(directory: Path, about: Mapping[str, Any]) -> "_Unfinished":
-        """Nothing is written yet. FormatError unless the directory is empty or this harvest's."""
-        if directory.exists() and not directory.is_dir():
-            raise FormatError(f"{directory} is a file; name a directory for the store.")
-        there: Mapping[str, Any] = about
-        shards: tuple[Shard, ...] = ()
-        if (directory / MANIFEST_FILE).exists():
-            there, shards = read_manifest(directory)
-        elif directory.exists() and any(directory.iterdir()):
-            raise FormatError(
-                f"{directory} is not empty and holds no store; name a new or empty directory."
-            )
-        if not shards:
-            return _Unfinished(directory, about, {})
-        other = [
-            f"{name}: {there.get(name)!r}, not {value!r}"
-            for name, value in about.items()
-            if name != "corpus" and there.get(name) != value  # the hash of its tokens says more
-        ]
-        if other:
-            raise FormatError(
-                f"{directory} holds another harvest ({'; '.join(other)}). Give the settings it was "
-                "started with, or another directory."
-            )
-        return _Unfinished(directory, there, {shard.file: shard for shard in shards})
-
-    def broken(self) -> set[str]:
-        """Shards that are missing or cut short."""
-        return {
-            name
-            for name, shard in self.shards.items()
-            if not (file := self.directory / name).is_file() or file.stat().st_size != shard.size
-        }
-
-    def chosen(self, name: str, group: Sequence[TokenBlock], enough: int) -> Sequence[TokenBlock]:
-        """The blocks of a shard: enough, and all that it had. FormatError if it had others."""
-        shard = self.shards.get(name)
-        if shard is not None and shard.tokens != _tokens_hash(group[: shard.blocks]):
-            raise FormatError(
-                f"{self.directory / name} is of other tokens than this corpus gives there: the "
-                "corpus or the tokenizer has changed. Harvest into another directory."
-            )
-        return group[: max(enough, 0 if shard is None else shard.blocks)]
-
-    def had(self, name: str, chosen: Sequence[TokenBlock]) -> bool:
-        """Whether a shard with all these blocks was made."""
-        return name in self.shards and self.shards[name].blocks >= len(chosen)
-
-    def is_whole(self, name: str, chosen: Sequence[TokenBlock]) -> bool:
-        """Whether such a shard is there, byte for byte."""
-        made = self.had(name, chosen)
-        return made and sha256_of(self.directory / name) == self.shards[name].sha256
-
-    def write(self, name: str, rows: Rows, chosen: Sequence[TokenBlock]) -> None:
-        """Add one shard, then list it."""
-        try:
-            self._write(name, rows, chosen)
-        except DiskError as problem:
-            need = sum(values.nbytes for values in rows.values()) / 1e6
-            raise DiskError(
-                f"{problem} The shard has {need:.1f} MB; those before it are kept, and the same "
-                "harvest run again goes on from there."
-            ) from problem
-
-    def _write(self, name: str, rows: Rows, chosen: Sequence[TokenBlock]) -> None:
-        make_directory(self.directory)
-        for leftover in self.directory.glob("*.partial"):
-            leftover.unlink()
-        file = self.directory / name
-        if not self.shards:  # so that a shard whose harvest was killed is known as its own
-            write_manifest(self.directory, self.about, [])
-        count = len(next(iter(rows.values())))
-        order = shard_order(count)
-        write_tensors({key: values[order] for key, values in rows.items()}, file)
-        self.shards[name] = Shard(
-            file=name,
-            rows=count,
-            size=file.stat().st_size,
-            sha256=sha256_of(file),
-            blocks=len(chosen),
-            tokens=_tokens_hash(chosen),
-        )
-        write_manifest(self.directory, self.about, [self.shards[k] for k in sorted(self.shards)])
-
-
-def _enough(group: Sequence[TokenBlock], n_rows: int, exclude_special: bool) -> int:
-    """How many blocks have so many rows; all, when they have fewer."""
-    counts = counted(group, exclude_special=exclude_special).sum(1).cumsum(0)
-    return min(len(group), int((counts < n_rows).sum()) + 1)
-
-
-def _tokens_hash(group: Sequence[TokenBlock]) -> str:
-    digest = hashlib.sha256()
-    for block in group:
-        digest.update(block.tokens.numpy().tobytes() + b"/")
-    return digest.hexdigest()
-
-
-def _rows(
-    model: Model,
-    group: Sequence[TokenBlock],
-    how: tuple[Sequence[str], int],
-    *,
-    exclude_special: bool,
-) -> Rows:
-    """All rows of a shard."""
-    sites, size = how
-    parts: Iterator[Rows] = (
-        rows_of(model, part, sites, exclude_special=exclude_special)
-        for part in in_groups(group, size)
-    )
-    gathered = [{site: rows.cpu() for site, rows in part.items()} for part in parts]
-    return {site: torch.cat([part[site] for part in gathered]) for site in sites}
-
-
-def _tokens(group: Sequence[TokenBlock], *, exclude_special: bool) -> dict[str, Tensor]:
-    """The token of each row of a shard, and whether a document starts there."""
-    chosen = [~b.special if exclude_special else torch.ones_like(b.special) for b in group]
-    pairs = list(zip(group, chosen, strict=True))
-    return {
-        TOKENS: torch.cat([block.tokens[keep] for block, keep in pairs]).int(),
-        STARTS: torch.cat([block.starts[keep] for block, keep in pairs]),
-    }
-
-
-def _stored(
-    values: Float[Tensor, "rows width"], dtype: str, where: tuple[str, str]
-) -> Float[Tensor, "rows width"]:
-    """As they go to disk. GossamerError unless all are finite, before and after."""
-    site, name = where
-    if not values.isfinite().all():
-        raise GossamerError(
-            f"Activations of {site} for {name} are not finite in the model itself, which runs in "
-            f"{str(values.dtype).removeprefix('torch.')}; load it with dtype float32 or bfloat16."
-        )
-    stored = values.to(DTYPES[dtype])
-    if not stored.isfinite().all():
-        raise GossamerError(
-            f"Activations of {site} for {name} reach {values.abs().max().item():.4g}, more than "
-            f"{dtype} holds ({torch.finfo(DTYPES[dtype]).max:.4g}); take dtype bfloat16 and "
-            "another directory."
-        )
-    return stored

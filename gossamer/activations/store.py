@@ -4,7 +4,8 @@ Every shard holds the rows of a fixed run of blocks, so a shard is a function of
 settings, and can be made again by itself. Its rows lie in the order of a permutation, so that any
 part of it is a sample of all its sequences, with the token of each row and whether a document
 starts there. The manifest names what the shards were made from, and each one's size and SHA-256.
-Both are written under a temporary name and moved into place, the manifest last.
+Both are written under a temporary name and moved into place, the manifest last; while a harvest
+runs, each shard has an entry of its own beside it, which counts as listed.
 
 A batch is read from parts of several shards. With L tokens a sequence, a batch of B rows has
 
@@ -33,6 +34,9 @@ from gossamer.saes.native import write_text
 
 FORMAT, VERSION = "gossamer.store", 2
 MANIFEST_FILE = "manifest.json"
+ENTRIES = "shard-*.json"
+"""Beside shards that the manifest does not list yet: what it will say of each."""
+
 TOKENS, STARTS = "tokens", "starts"
 """Names in a shard, beside the sites: the token of each row, and whether a document starts there;
 since version 2, in which rows are permuted."""
@@ -235,7 +239,8 @@ def sha256_of(file: Path) -> str:
 
 
 def read_manifest(directory: Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
-    """What a store is and its shards. FormatError when there is no manifest to read."""
+    """What a store is and its shards, also those that a harvest which has not ended made.
+    FormatError when there is no manifest to read."""
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise FormatError(f"{directory} holds no store: there is no {MANIFEST_FILE}.")
@@ -253,11 +258,43 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
             f"{path} is {known[0]} {known[1]}, this release reads {FORMAT} {VERSION}; harvest "
             "again into another directory."
         )
-    return about, shards
+    every = {shard.file: shard for shard in (*shards, *_entries(directory))}
+    return about, tuple(in_order(every))
 
 
 def write_manifest(directory: Path, about: Mapping[str, Any], shards: list[Shard]) -> None:
-    """In one move."""
+    """In one move; the entries of these shards go."""
     manifest = {"format": FORMAT, "version": VERSION, "about": dict(about)}
     manifest["shards"] = [asdict(shard) for shard in shards]
     write_text(json.dumps(manifest, indent=1), directory / MANIFEST_FILE)
+    for shard in shards:
+        _entry_of(directory, shard).unlink(missing_ok=True)
+
+
+def in_order(shards: Mapping[str, Shard]) -> list[Shard]:
+    """Shards by file, in the order of the corpus."""
+    return [shards[name] for name in sorted(shards, key=lambda name: (len(name), name))]
+
+
+def write_entry(directory: Path, shard: Shard) -> None:
+    """What the manifest will say of a shard, beside it. Later than what the manifest says."""
+    write_text(json.dumps(asdict(shard)), _entry_of(directory, shard))
+
+
+def has_entries(directory: Path) -> bool:
+    """Whether there are shards that the manifest does not list yet."""
+    return any(directory.glob(ENTRIES))
+
+
+def _entry_of(directory: Path, shard: Shard) -> Path:
+    return (directory / shard.file).with_suffix(".json")
+
+
+def _entries(directory: Path) -> Iterator[Shard]:
+    for path in directory.glob(ENTRIES):
+        try:
+            yield Shard(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise FormatError(
+                f"{path} is damaged ({error}); remove it and run the same harvest again."
+            ) from error

@@ -20,6 +20,7 @@ from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.generate import generate_command
 from gossamer.cli.harvest import harvest_command
 from gossamer.cli.jacobian import jacobian_command
+from gossamer.cli.plan import plan_command
 from gossamer.cli.serve import serve_command
 from gossamer.cli.train import train_command
 from gossamer.errors import GossamerError
@@ -40,6 +41,7 @@ for _command in (
         analyze_command,
         generate_command,
         harvest_command,
+        plan_command,
         train_command,
         evaluate_command,
         dashboard_command,
