@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from gossamer.errors import FormatError, GossamerError
-from gossamer.interop.formats import SAE_LENS, format_at, known_format, only
+from gossamer.errors import FormatError, GossamerError, SiteError
+from gossamer.interop.formats import NATIVE, SAE_LENS, format_at, known_format, only
 from gossamer.interop.hub import fetched, files_of, is_hub_name, split_hub_name
 from gossamer.interop.places import Place, check_one, places_of, places_under
 from gossamer.interop.releases import RELEASES, near_names, release_called
@@ -21,6 +21,7 @@ from gossamer.interop.room import Sites
 from gossamer.interop.sae_lens import read_sae_lens
 from gossamer.models.families import adapter_for
 from gossamer.models.model import Model
+from gossamer.saes.crosscoder import Crosscoder, is_crosscoder, load_crosscoder, spliced_parts
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.sites import parse_site
 
@@ -132,8 +133,9 @@ def load_sae(
     center: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
-) -> SAE:
-    """One SAE, from files in any format of `gossamer.interop.formats`, detected by what is in them.
+) -> SAE | Crosscoder:
+    """One SAE, from files in any format of `gossamer.interop.formats`, detected by what is in them;
+    a `Crosscoder` where they are one's.
 
     Args:
         path: a directory or file; "pico-python/resid/blocks.2.hook_resid_pre" and the like are
@@ -158,11 +160,11 @@ def load_saes(
     dtype: torch.dtype | str | None = None,
 ) -> Mapping[str, SparseCoder]:
     """A set of SAEs, keyed by the site each one writes: a bundled set, a directory of SAEs, a
-    release, or a hub id; the last two are fetched."""
+    release, or a hub id; the last two are fetched. A crosscoder stands at each site it writes."""
     writers: dict[str, list[str]] = {}
     saes: dict[str, SparseCoder] = {}
     for member, found in saes_in(source, device=device, dtype=dtype).items():
-        for sae in found:
+        for sae in spliced_parts(found, faces=True):
             writers.setdefault(sae.site_out, []).append(f"{source}/{member}")
             saes[sae.site_out] = sae
     for site, members in writers.items():
@@ -181,7 +183,7 @@ def saes_in(
     strict: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
-) -> dict[str, list[SAE]]:
+) -> dict[str, list[SAE | Crosscoder]]:
     """The SAEs of a set by the names of the places that hold them, "." when that is `source`; a
     place that is itself a set holds several. `strict` as for `sae_directories`."""
     name = str(source)
@@ -293,7 +295,7 @@ def _copy(repository: str, place: Place, site: Sites = None) -> _Place:
 
 def _read(
     place: _Place, device: torch.device | str | None, dtype: torch.dtype | str | None
-) -> list[SAE]:
+) -> list[SAE | Crosscoder]:
     """The SAEs at a place."""
     form = known_format(place.path)
     if form is SAE_LENS:
@@ -304,6 +306,14 @@ def _read(
         raise GossamerError(
             f"center= is for files of SAELens, and {place.path} is of {form.name}; leave it out."
         )
+    if form is NATIVE and is_crosscoder(place.path):
+        whole = load_crosscoder(place.path)
+        if place.site is not None:
+            raise SiteError(
+                f"{place.path} holds a crosscoder, which writes {', '.join(whole.writes)}. Leave "
+                "site= out; load_saes gives what it is at each of them."
+            )
+        return [_moved(whole, device, _dtype(dtype))]
     return [_moved(sae, device, _dtype(dtype)) for sae in form.read(place.path, place.site)]
 
 

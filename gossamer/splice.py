@@ -5,7 +5,8 @@ x what the SAE reads, y the value it writes over, f₀ = encode(x), and f = f₀
 
     reconstruction = decode(f, x)      error = y − decode(f₀, x)      value = reconstruction + error
 
-so without edits the value is y. Edits of the error change it right before it is added. `error` says
+so without edits the value is y; where SAEs from before write too, the reconstruction is the sum of
+all (`gossamer.saes.sets`). Edits of the error change it right before it is added. `error` says
 what the error term is: "attached" (as above: gradients upstream are those of the model without
 SAEs), "detached" (the same numbers, no gradient), "frozen" (the numbers of the clean run, whatever
 is edited), "dropped" (zero).
@@ -25,8 +26,9 @@ from gossamer.errors import GossamerError, ShapeError, SiteError
 from gossamer.models.model import Model
 from gossamer.models.prompts import Prompt, TokenBatch, as_prompts
 from gossamer.models.taps import Tap, remember
-from gossamer.saes.crosscoder import Face, held, shared_edits, sites_read, spliced_parts
+from gossamer.saes.crosscoder import Face, held, shared_edits, sites_read
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import as_saes, decoded, sites_later
 from gossamer.sites import is_before, parse_site
 
 ErrorMode = Literal["attached", "detached", "frozen", "dropped"]
@@ -83,34 +85,12 @@ class Trace:
         return self.mask.sum(-1).tolist()
 
 
-def as_saes(saes: Any, *, faces: bool = False) -> dict[str, SparseCoder]:
-    """None, one SAE, a sequence of SAEs or a mapping, as a dictionary keyed by the site each one
-    writes. `faces`: whether crosscoders of several sites can be used, one `Face` at each."""
-    if saes is None:
-        return {}
-    members: list[Any] = [saes]
-    if isinstance(saes, Mapping):
-        members = list(saes.values())
-    elif isinstance(saes, Iterable) and not isinstance(saes, str | SparseCoder):
-        members = list(saes)
-    keyed: dict[str, SparseCoder] = {}
-    for sae in spliced_parts(members, faces=faces):
-        if not isinstance(sae, SparseCoder):
-            raise GossamerError(
-                f"An SAE has site_in, site_out, encode and decode, got {str(sae)[:40]!r} of type "
-                f"{type(sae).__name__}. Load SAEs by name with load_sae or load_saes."
-            )
-        if sae.site_out in keyed:
-            raise SiteError(f"Two SAEs write {sae.site_out}. Splice one of them at a time.")
-        keyed[sae.site_out] = sae
-    return keyed
-
-
 def check_saes(model: Model, saes: Mapping[str, SparseCoder]) -> None:
     """Refuse SAEs at sites the model does not have, of the wrong width, or that write before they
     read."""
     for sae in saes.values():
-        for site, name in ((sae.site_in, "d_in"), (sae.site_out, "d_out")):
+        written = ((site, "d_out") for site in (sae.site_out, *sites_later(sae)))
+        for site, name in ((sae.site_in, "d_in"), *written):
             width = model.width(site)
             got = getattr(sae, name, width)
             if got != width:
@@ -178,7 +158,7 @@ def run(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
 
     Gradients reach everything the trace holds, unless the call is made under torch.no_grad().
     """
-    coders = as_saes(saes, faces=True)
+    coders = as_saes(saes, faces=True, later=True)
     check_saes(model, coders)
     members = as_prompts(prompts)
     bos = chosen_bos(prepend_bos, coders.values(), members)
@@ -264,8 +244,11 @@ def _clean_errors(
     sites = {site for sae in saes.values() for site in (sae.site_in, sae.site_out)}
     seen = _clean_values(model, batch, sites)
     with torch.no_grad():
+        read = {site: seen[sae.site_in] for site, sae in saes.items()}
+        kept = {site: sae.encode(read[site]) for site, sae in saes.items() if sites_later(sae)}
         return {
-            site: seen[site] - sae.decode(sae.encode(x := seen[sae.site_in]), x)
+            site: seen[site]
+            - decoded(saes, site, {site: sae.encode(read[site]), **kept}, read[site])
             for site, sae in saes.items()
         }
 
@@ -355,8 +338,8 @@ class _Splicer:
     def write(self, sae: SparseCoder, y: Float[Tensor, "batch pos d_out"]) -> Tensor:
         """What goes on from `site_out`: reconstruction plus error."""
         site = sae.site_out
-        read = self.reads.pop(site)
-        reconstruction = sae.decode(read.latents, read.x)
+        x = self.reads[site].x
+        reconstruction = decoded(self.saes, site, self.latents(edited=True), x)
         self.keep(self.trace.reconstructions, site, reconstruction)
         unedited = None
         if self.plan.error == "dropped":
@@ -364,7 +347,7 @@ class _Splicer:
         elif self.plan.error == "frozen":
             error = self.clean_errors[site]
         else:
-            unedited = sae.decode(read.unedited, read.x)
+            unedited = decoded(self.saes, site, self.latents(edited=False), x)
             error = y - unedited
         if self.plan.error != "attached":
             error = error.detach().requires_grad_(torch.is_grad_enabled())
@@ -379,7 +362,13 @@ class _Splicer:
             if error is not unedited_error:
                 exact = torch.where(error == unedited_error, exact, value)
             value = exact.detach() + (value - value.detach())
+        if not sites_later(sae):
+            del self.reads[site]
         return value.to(y.dtype)  # an SAE may be of a wider type than its model
+
+    def latents(self, *, edited: bool) -> dict[str, Tensor]:
+        """Those that were read so far and are still written, by the site of their SAE."""
+        return {s: read.latents if edited else read.unedited for s, read in self.reads.items()}
 
     def edits(self, site: str, part: str) -> list[AbstractEdit]:
         """Those of a site's "value", its SAE's "latents", or its "error"."""

@@ -181,10 +181,29 @@ class PlainGraph:
         rest = rest - added.sum(0)
         for number, (p, i) in enumerate(self.rows[site]):
             self._add(found, f"{site}/{i}", place, p, added[number, p])
+        for j, later in enumerate(getattr(coder, "sites_later", ())):
+            left = latents.clone()
+            for p, i in self.rows[site]:
+                left[p, i] = 0
+                vector = latents[p, i] * coder.W_later[i, j]
+                self._add(found, f"{site}/{i}", (later, "after"), p, vector)
+            for p in range(len(self.ids)):
+                vector = left[p] @ coder.W_later[:, j]
+                self._add(found, f"{site}/remainder", (later, "after"), p, vector)
+        y = y - self.from_before(site)
         for p in range(len(self.ids)):
             self._add(found, f"{site}/error", place, p, (y - decoded)[p])
             self._add(found, f"{site}/bias", place, p, bias[p])
             self._add(found, f"{site}/remainder", place, p, rest[p])
+
+    def from_before(self, site: str) -> Tensor:
+        """(pos, d_out) what latents of other layers of a cross-layer transcoder write at a site."""
+        total = torch.zeros_like(self.clean[site].flatten(1))
+        for coder in self.coders.values():
+            for j, later in enumerate(getattr(coder, "sites_later", ())):
+                if later == site:
+                    total = total + plain_latents(coder, self.x(coder)) @ coder.W_later[:, j]
+        return total
 
     def skip(self, coder: Any, x: Tensor) -> Tensor:
         """(pos, d_out) of the skip connection, 0 without one."""

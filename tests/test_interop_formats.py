@@ -37,6 +37,7 @@ EXPRESSIBLE = {
     "gemma-scope": of(JUMPS, "sae", "transcoder"),
     "gemma-scope-2": of(JUMPS, *SHAPES),
     "llama-scope": of("relu topk one_threshold", "sae", "transcoder"),
+    "circuit-tracer-clt": of(f"relu {JUMPS}", "transcoder"),  # of one layer
     "circuit-tracer": of(f"relu topk_signed {JUMPS}", "transcoder", "skip transcoder"),
 }
 """What each format has a word for; a Jacobian pair is two SAEs, tested with `convert`."""

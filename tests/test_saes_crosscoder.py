@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gossamer.analysis.analyze import analyze
 from gossamer.attribution.attribute import attribute
-from gossamer.attribution.edges import edges
-from gossamer.attribution.targets import Latents
+from gossamer.attribution.targets import Logits
 from gossamer.edits import Ablate, Steer
 from gossamer.errors import FormatError, GossamerError, ShapeError
 from gossamer.evaluation import evaluate
+from gossamer.generation.generate import generate
 from gossamer.saes import SAE, AbsTopK, Crosscoder, TopK, load_crosscoder, load_native
 from gossamer.splice import as_saes, run
 from tests.graph_mixes import IDS as PROMPT
@@ -175,15 +176,16 @@ def test_it_is_scored_at_each_site() -> None:
         assert card.l0 == 4.0 and card.linear_round_trip is None
 
 
-def test_no_path_leads_through_several_sites() -> None:
+def test_what_knows_no_clean_run_says_so() -> None:
     model = tiny_model("gpt2")
     whole = crosscoder(model, (A, C))
     for refused in (
-        lambda: attribute(model, whole, IDS[0]),
-        lambda: edges(model, whole, IDS[0], source=Latents(A), target=Latents(C)),
+        lambda: generate(model, IDS[0], whole, n_tokens=2),
+        lambda: analyze(model, IDS[0], Logits(), whole),
         lambda: as_saes([whole]),
+        lambda: whole.faces()[A].encode(normal(2, 16)),
     ):
-        with pytest.raises(GossamerError, match="reads .* at once.*gossamer.run and gossamer.eval"):
+        with pytest.raises(GossamerError, match="reads .* at once.*clean run beforehand"):
             refused()
 
 

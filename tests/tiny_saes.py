@@ -75,6 +75,32 @@ def tiny_sae(
     )
 
 
+def tiny_clt(
+    model: Any, architecture: str = "relu", place: str = "mlp.hook_in", *, skip: bool = False
+) -> list[SAE]:
+    """A cross-layer transcoder of a model's MLPs: a transcoder for each layer, whose latents write
+    at its own and all later layers."""
+    sites = [f"blocks.{layer}.hook_mlp_out" for layer in range(model.n_layers)]
+    members = []
+    for layer, site in enumerate(sites):
+        width, later = model.d_model, sites[layer + 1 :]
+        generator = torch.Generator().manual_seed(50 + layer)
+        decoder = torch.randn(D_SAE, len(later), width, generator=generator, dtype=torch.float64)
+        members.append(
+            tiny_sae(
+                architecture,
+                f"blocks.{layer}.{place}",
+                width,
+                site_out=site,
+                skip=skip,
+                seed=layer,
+                W_later=decoder / D_SAE**0.5 if later else None,
+                sites_later=later,
+            )
+        )
+    return members
+
+
 class OwnSAE:
     """A user's own coder: no base class, curved on both sides, four names and nothing else public.
 

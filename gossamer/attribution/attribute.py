@@ -20,6 +20,7 @@ from gossamer.errors import GossamerError, SiteError
 from gossamer.graph.graph import Graph
 from gossamer.models.model import Model
 from gossamer.models.prompts import are_many, as_prompts
+from gossamer.saes.crosscoder import Face
 from gossamer.sites import parse_node
 from gossamer.splice import as_saes, check_saes, chosen_bos
 
@@ -57,7 +58,8 @@ def attribute(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
 
     Args:
         model: the model.
-        saes: any mix of SAEs and transcoders; layers may be missing, widths may differ.
+        saes: any mix of SAEs, transcoders and crosscoders; layers may be missing, widths may
+            differ. The latents of crosscoders are leaves, those of the clean run.
         prompt: a text, token ids, chat messages, or a list of these, of any lengths.
         target: Logits (by default the fewest tokens that reach a probability of 0.95, at most 10,
             each with its probability as weight), LogitDifference, Latents, or a node's id.
@@ -78,7 +80,7 @@ def attribute(  # noqa: PLR0913, PLR0917  the public face, fixed by the design
 
     Raises SiteError for SAEs where no node can stand, GossamerError when the graph does not fit.
     """
-    coders = as_saes(saes)
+    coders = as_saes(saes, faces=True, later=True)
     check_saes(model, coders)
     check_finite(coders)
     if engine not in (None, "plain"):
@@ -136,6 +138,11 @@ def _aim(target: Any, saes: Mapping[str, Any]) -> Aim:
     if isinstance(target, Latents) and target.site not in saes:
         raise SiteError(
             f"No SAE writes {target.site}. The SAEs passed write: {', '.join(saes) or 'nowhere'}."
+        )
+    if isinstance(target, Latents) and isinstance(saes[target.site], Face):
+        raise GossamerError(
+            f"The latents at {target.site} are of a crosscoder, and in a graph those are leaves: "
+            "the splice takes them from the clean run. Take gossamer.edges for what drives them."
         )
     return target
 

@@ -4,8 +4,9 @@
     saved    b · n · n_blocks · 2 (12 d + 5 m + 4 H n)      one run's graph, and its derivative's
     product  b · n · (8 d + 3 m + 3 H n)                                          each at once
 
-b bytes a number, n positions, d residual width, m MLP width, H heads. The factors are upper bounds
-counted from the operations of a block and compared with measured peaks (docs/log.md).
+b bytes a number, n positions, d residual width, m MLP width, H heads; ends of a crosscoder count at
+each of its sites. The factors are upper bounds counted from the operations of a block and compared
+with measured peaks (docs/log.md).
 """
 
 from typing import NamedTuple
@@ -49,10 +50,16 @@ class Sizes(NamedTuple):
     number: int
     """Bytes of a number."""
 
+    n_writes: int = 1
+    """Sites where a source writes."""
+
+    n_reads: int = 1
+    """Sites where a target reads."""
+
     def fixed(self) -> int:
         """Bytes of the result, its directions and one run's graph."""
         kept = 2 * self.n_targets * self.n_sources
-        kept += (self.n_targets + self.n_sources) * self.d_model
+        kept += (self.n_targets * self.n_reads + self.n_sources * self.n_writes) * self.d_model
         wide = 12 * self.d_model + 5 * self.d_mlp + 4 * self.n_heads * self.n_positions
         return self.number * (kept + 2 * self.n_positions * max(self.n_blocks, 1) * wide)
 

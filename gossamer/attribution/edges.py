@@ -8,11 +8,15 @@ model's own blocks between them, nonlinearities included:
 
 x_a is decode(f) + error with the error constant, so the clean run is unchanged; active sets are the
 clean run's and stay fixed. `products.py` computes the derivatives.
+
+A crosscoder writes at several places and reads at several: its gradient is the sum over all ways
+from one place of writing to one of reading, each with the other places of writing constant. Where a
+target reads what the source writes, it reads what has been written.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +28,7 @@ from gossamer.attribution.nodes import (
     Directions,
     active_latents,
     logit_nodes,
+    read_at_each,
     sae_at,
     sites_of,
     token_nodes,
@@ -43,8 +48,9 @@ from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import HOLDABLE, Model
 from gossamer.models.prompts import TokenBatch, are_many, as_prompts
 from gossamer.models.taps import Tap, remember
-from gossamer.saes.rows import read_rows, write_rows
+from gossamer.saes.crosscoder import Face, encode_read, parts_at, read_by, sites_read
 from gossamer.saes.sae import SparseCoder
+from gossamer.saes.sets import rows_written, sites_later
 from gossamer.sites import is_before, parse_site
 from gossamer.splice import ErrorMode, Plan, as_saes, check_saes, chosen_bos
 
@@ -67,7 +73,7 @@ def edges(  # noqa: PLR0913  the public face, fixed by the design
     Args:
         model: the model.
         saes: one SAE, several, or a mapping; those that source and target name are used, the others
-            only if `direct` is True or MLPs are held.
+            only if `direct` is True or MLPs are held. A crosscoder is named by any site it writes.
         prompt: a text, token ids, chat messages, or a list of these, of any lengths.
         source: what to differentiate by.
         target: what to differentiate.
@@ -82,7 +88,7 @@ def edges(  # noqa: PLR0913  the public face, fixed by the design
     Raises SiteError when the target is not downstream of the source, GossamerError when the memory
     allowed does not hold the result.
     """
-    coders = as_saes(saes)
+    coders = as_saes(saes, faces=True, later=True)
     check_saes(model, coders)
     Plan(error=error)  # refuses an unknown mode
     prompts = as_prompts(prompt)
@@ -115,25 +121,53 @@ class _Seen:
     settings: Mapping[int, BlockSetting]
 
 
+class _Way(NamedTuple):
+    """From one place of writing to one of reading."""
+
+    source: str
+    """The site that is written."""
+
+    target: str
+    """The site that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The run that is differentiated: the clean one, or one without the source's errors."""
+
+    values: Mapping[str, Tensor]
+    """(1, pos, …) at the sites that the ways need."""
+
+    put: Mapping[str, Tensor]
+    """(1, pos, …) what is put in at each of the source's sites."""
+
+
 def _edges_of(job: _Job, batch: TokenBatch) -> Edges:
     """Edges of one prompt."""
-    taps = _constants(job)
-    source_site, target_site = _ends_sites(job)
+    ways = _ways(job)
     with torch.no_grad():
-        seen = _clean_run(job, batch, source_site, target_site)
+        seen = _clean_run(job, batch, ways)
         clean = seen.clean
-        sources, targets = _source(job, clean), _target(job, clean)
-        value = _put_in(job, clean, source_site)
-    layout = job.model.layout
-    between = None
-    if source_site != target_site:
-        between = Between(layout, source_site, target_site, seen.settings, clean.values, taps)
-    gradients, blocked = _derivatives(job, Ends(between, value, sources, targets))
+        sources, targets = _sources(job, clean), _targets(job, clean)
+        start = _start(job, batch, clean)
+    gradients, blocked = None, True
+    for way in ways:
+        ends = Ends(
+            _between(job, way, seen, start),
+            start.put[way.source],
+            sources[way.source],
+            targets[way.target],
+        )
+        along, stopped = _derivatives(job, ends, len(sources), len(targets))
+        gradients = along if gradients is None else gradients + along
+        blocked &= stopped
+    assert gradients is not None
+    source, target = sources[ways[0].source].nodes, targets[ways[0].target].nodes
     return Edges(
-        sources=sources.nodes,
-        targets=targets.nodes,
+        sources=source,
+        targets=target,
         gradients=gradients,
-        attributions=gradients * sources.nodes.values,
+        attributions=gradients * source.values,
         tokens=tuple(clean.strings),
         token_ids=tuple(clean.ids),
         hold=job.hold,
@@ -143,33 +177,62 @@ def _edges_of(job: _Job, batch: TokenBatch) -> Edges:
     )
 
 
-def _ends_sites(job: _Job) -> tuple[str, str]:
-    """Where the source is written and the target read. SiteError unless they are in this order."""
-    source = job.source.site if isinstance(job.source, Latents) else _token_site(job.model)
-    if isinstance(job.source, Latents):
-        sae_at(source, job.saes)
-    target = "logits"
-    if isinstance(job.target, Latents):
-        target = sae_at(job.target.site, job.saes).site_in
-    if is_before(target, source):
+def _source_sites(job: _Job) -> tuple[str, ...]:
+    """Where the source is written, in forward order."""
+    if not isinstance(job.source, Latents):
+        return (_token_site(job.model),)
+    sae_at(job.source.site, job.saes)
+    parts = parts_at(job.source.site, job.saes)
+    return tuple(site for part in parts for site in (part.site_out, *sites_later(part)))
+
+
+def _target_sites(job: _Job) -> tuple[str, ...]:
+    """Where the target is read."""
+    if not isinstance(job.target, Latents):
+        return ("logits",)
+    return sites_read(sae_at(job.target.site, job.saes))
+
+
+def _ways(job: _Job) -> list[_Way]:
+    """The ways from source to target. SiteError when nothing is read where or after something is
+    written."""
+    sources, targets = _source_sites(job), _target_sites(job)
+    ways = [
+        _Way(source, target)
+        for target in targets
+        for source in sources
+        if not is_before(target, source) and (target == source or target not in sources)
+    ]
+    if not ways:
         raise SiteError(
-            f"The target is read at {target}, before {source}, where the source writes. "
-            "Effects go forward: choose a target further downstream."
+            f"The target is read at {', '.join(targets)}, before {', '.join(sources)}, where the "
+            "source writes. Effects go forward: choose a target further downstream."
         )
-    return source, target
+    return ways
 
 
-def _constants(job: _Job) -> dict[str, Tap]:
+def _between(job: _Job, way: _Way, seen: _Seen, start: _Start) -> Between | None:
+    """The model on a way, the source's other sites constant; None at one site."""
+    if way.source == way.target:
+        return None
+    others = {site: value for site, value in start.put.items() if site != way.source}
+    return Between(
+        job.model.layout, *way, seen.settings, start.values, _constants(job, way), others
+    )
+
+
+def _constants(job: _Job, way: _Way) -> dict[str, Tap]:
     """What is held and what is blocked, as functions at sites."""
-    model, own = job.model, (getattr(job.source, "site", None), getattr(job.target, "site", None))
     sites = list(
-        model.held_sites([name for name in job.hold if name != "mlps"], (*HOLDABLE, "mlps"))
+        job.model.held_sites([name for name in job.hold if name != "mlps"], (*HOLDABLE, "mlps"))
     )
     if "mlps" in job.hold:
         sites += _mlps(job.saes)
     if job.direct:
-        source = _ends_sites(job)[0]
-        sites += [site for site in job.saes if site not in own and is_before(source, site)]
+        own = {*_source_sites(job), getattr(job.target, "site", None)}
+        if isinstance(job.saes.get(getattr(job.target, "site", "")), Face):
+            own = {*_source_sites(job), way.target}  # it reads here, and has written before
+        sites += [site for site in job.saes if site not in own and is_before(way.source, site)]
     return {site: Tensor.detach for site in sites}
 
 
@@ -189,28 +252,37 @@ def _mlps(saes: Mapping[str, SparseCoder]) -> list[str]:
     return sites
 
 
-def _clean_run(job: _Job, batch: TokenBatch, source: str, target: str) -> _Seen:
-    """One run without SAEs, to the last site that matters."""
+def _needed(job: _Job, ways: Sequence[_Way]) -> set[str]:
+    """The sites whose values the ways need."""
     layout = job.model.layout
-    sites = sites_of(job.source, job.saes) | sites_of(job.target, job.saes)
-    sites |= {source, *Between.needed(layout, source, target)}
+    sites = {way.source for way in ways}
+    return sites.union(*(Between.needed(layout, *way) for way in ways))
+
+
+def _clean_run(job: _Job, batch: TokenBatch, ways: Sequence[_Way]) -> _Seen:
+    """One run without SAEs, to the last site that matters."""
+    sites = sites_of(job.source, job.saes) | sites_of(job.target, job.saes) | _needed(job, ways)
     values: dict[str, Tensor] = {}
     settings: dict[int, BlockSetting] = {}
-    with noted(layout, settings):
+    with noted(job.model.layout, settings):
         job.model.forward(batch, {s: remember(values, s) for s in sites}, to_the_end=False)
     ids = batch.tokens[0].tolist()
     return _Seen(Clean(job.model, ids, job.model.token_strings(ids), values), settings)
 
 
-def _source(job: _Job, clean: Clean) -> Directions:
-    """Source nodes and what they write."""
-    if isinstance(job.source, Latents):
-        sae = sae_at(job.source.site, job.saes)
-        nodes = active_latents(job.source, sae, clean)
-        x = clean.at(sae.site_in)[nodes.positions]
-        return Directions(nodes, sae.site_out, write_rows(sae, nodes.indices, x))
-    site = _token_site(job.model)
-    return Directions(token_nodes(clean), site, clean.at(site))
+def _sources(job: _Job, clean: Clean) -> dict[str, Directions]:
+    """Source nodes and what they write, by the site where they do."""
+    if not isinstance(job.source, Latents):
+        site = _token_site(job.model)
+        return {site: Directions(token_nodes(clean), site, clean.at(site))}
+    parts = parts_at(job.source.site, job.saes)
+    nodes = active_latents(replace(job.source, site=parts[0].site_out), parts[0], clean)
+    x = read_by(parts[0], clean.at)[nodes.positions]
+    return {
+        site: Directions(nodes, site, rows)
+        for part in parts
+        for site, rows in rows_written(part, nodes.indices, x).items()
+    }
 
 
 def _token_site(model: Model) -> str:
@@ -219,28 +291,57 @@ def _token_site(model: Model) -> str:
     return "blocks.0.hook_resid_pre" if has_positions else "hook_embed"
 
 
-def _target(job: _Job, clean: Clean) -> Directions:
-    """Target nodes and what they read."""
-    if isinstance(job.target, Latents):
-        sae = sae_at(job.target.site, job.saes)
-        nodes = active_latents(job.target, sae, clean)
-        x = clean.at(sae.site_in)[nodes.positions]
-        return Directions(nodes, sae.site_in, read_rows(sae, nodes.indices, x))
-    return Directions(logit_nodes(job.target, clean), "logits", None)
+def _targets(job: _Job, clean: Clean) -> dict[str, Directions]:
+    """Target nodes and what they read, by the site where they do."""
+    if not isinstance(job.target, Latents):
+        return {"logits": Directions(logit_nodes(job.target, clean), "logits", None)}
+    part = parts_at(job.target.site, job.saes)[0]
+    nodes = active_latents(replace(job.target, site=part.site_out), part, clean)
+    x = read_by(part, clean.at)[nodes.positions]
+    rows = read_at_each(part, nodes.indices, x)
+    return {site: Directions(nodes, site, read) for site, read in rows.items()}
 
 
-def _put_in(job: _Job, clean: Clean, site: str) -> Tensor:
-    """The value that the differentiated run has at the source's site."""
-    value = clean.values[site]
-    if job.error == "dropped" and isinstance(job.source, Latents):
-        sae = job.saes[site]
-        x = clean.at(sae.site_in)[None]
-        return sae.decode(sae.encode(x), x).reshape(value.shape).to(value.dtype)
-    return value
+def _start(job: _Job, batch: TokenBatch, clean: Clean) -> _Start:
+    """The values that the differentiated run has."""
+    sites = _source_sites(job)
+    if job.error != "dropped" or not isinstance(job.source, Latents):
+        return _Start(clean.values, {site: clean.values[site] for site in sites})
+    parts = parts_at(job.source.site, job.saes)
+    if sites_later(parts[0]):
+        raise GossamerError(
+            'error="dropped" leaves what all of a cross-layer transcoder writes, and the source is '
+            'one layer of it; take error="frozen", which is the default.'
+        )
+    x = read_by(parts[0], clean.at)[None]
+    latents = encode_read(parts[0], x)
+    put = {
+        part.site_out: part.decode(latents, x).reshape(value.shape).to(value.dtype)
+        for part in parts
+        for value in [clean.values[part.site_out]]
+    }
+    if len(parts) == 1:
+        return _Start(clean.values, put)
+    # What is between the sites hears of the first ones' errors.
+    values: dict[str, Tensor] = {}
+    taps = {s: remember(values, s) for s in clean.values}
+    taps |= {s: _noted_as(values, s, value) for s, value in put.items()}
+    job.model.forward(batch, taps, to_the_end=False)
+    return _Start(values, put)
 
 
-def _derivatives(job: _Job, ends: Ends) -> tuple[Tensor, bool]:
-    """The gradients, and whether every way from source to target is blocked."""
+def _noted_as(values: dict[str, Tensor], site: str, value: Tensor) -> Tap:
+    """A function that puts a value in at a site, and remembers it."""
+
+    def put_in(_: Tensor) -> Tensor:
+        values[site] = value
+        return value
+
+    return put_in
+
+
+def _derivatives(job: _Job, ends: Ends, n_writes: int, n_reads: int) -> tuple[Tensor, bool]:
+    """The gradients along one way, and whether it is blocked; a node has so many rows in all."""
     if ends.between is None:
         return at_one_site(ends), False
     model = job.model
@@ -253,6 +354,8 @@ def _derivatives(job: _Job, ends: Ends) -> tuple[Tensor, bool]:
         d_mlp=model.width("blocks.0.mlp.hook_post"),
         n_heads=model.language_model.config.num_attention_heads,
         number=ends.value.element_size(),
+        n_writes=n_writes,
+        n_reads=n_reads,
     )
     memory = free_memory(model.device) // 2 if job.memory is None else job.memory
     products = pushed_forward if cheaper_forward(ends) else pulled_back

@@ -16,8 +16,10 @@ from gossamer.attribution.targets import Latents, LogitDifference, Logits, Token
 from gossamer.edits import chosen_indices
 from gossamer.errors import GossamerError, PromptError, SiteError
 from gossamer.models.model import Model
-from gossamer.saes.rows import active_pairs, n_latents
+from gossamer.saes.crosscoder import Face, parts_at, read_by, sites_read
+from gossamer.saes.rows import active_pairs, n_latents, read_rows
 from gossamer.saes.sae import SparseCoder
+from gossamer.saes.sets import sites_later
 from gossamer.splice import flat
 
 
@@ -26,7 +28,8 @@ class NodeTable:
     """Nodes of one kind at one site, sorted by (position, index)."""
 
     site: str
-    """Where they are: the SAE's `site_out`, `hook_embed` for tokens, `logits`."""
+    """Where they are: the SAE's `site_out`, of a crosscoder the first site that is spliced,
+    `hook_embed` for tokens, `logits`."""
 
     positions: Int64[Tensor, " n"]
     """Position of each in the prompt."""
@@ -117,7 +120,9 @@ def sites_of(
         return {"hook_embed"}
     if isinstance(what, Latents):
         sae = sae_at(what.site, saes)
-        return {sae.site_in, sae.site_out}
+        parts = parts_at(what.site, saes)
+        written = {site for part in parts for site in (part.site_out, *sites_later(part))}
+        return {*sites_read(sae), *written}
     return {"logits"}
 
 
@@ -130,9 +135,19 @@ def sae_at(site: str, saes: Mapping[str, SparseCoder]) -> SparseCoder:
     return saes[site]
 
 
+def read_at_each(
+    sae: SparseCoder, indices: Int64[Tensor, " n"], x: Float[Tensor, "n d_in"]
+) -> dict[str, Float[Tensor, "n width"]]:
+    """What latents read, by the site where they read it."""
+    rows = read_rows(sae, indices, x)
+    if not isinstance(sae, Face):
+        return {sae.site_in: rows}
+    return {site: rows[:, columns] for site, columns in sae.crosscoder.columns().items()}
+
+
 def active_latents(what: Latents, sae: SparseCoder, clean: Clean) -> NodeTable:
     """The active latents `what` selects, by the SAE's own rule on the clean run."""
-    x = clean.at(sae.site_in)
+    x = read_by(sae, clean.at)
     positions, indices, values = active_pairs(sae, x)
     d_sae = n_latents(sae, x)
     keep = torch.ones_like(positions, dtype=torch.bool)

@@ -18,7 +18,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """The active latents of the SAE that writes `site`."""
+    """The active latents of the SAE that writes `site`.
+
+    A crosscoder is named by any site that it writes; the ids of its latents name the first.
+    """
 
     site: str
     """The `site_out` of an SAE among those passed."""

@@ -39,7 +39,9 @@ from gossamer.errors import GossamerError
 from gossamer.graph.graph import Graph
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
+from gossamer.saes.crosscoder import parts_at, reader, sites_read
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import alone
 from gossamer.splice import Plan, as_saes, flat, run_batch
 
 ROWS = 16
@@ -263,7 +265,7 @@ def measure(
     """
     if not pairs:
         return []
-    coders = as_saes(saes)
+    coders = as_saes(saes, faces=True, later=True)
     columns = sorted({source for _, source in pairs})
     clean = _target_values(model, coders, edges, [None])[0]
     ablated: dict[int, Tensor] = {}
@@ -294,13 +296,15 @@ def _target_values(
                     _edited_site(model, sources), latents=latent, positions=position, prompts=row
                 )
             )
-    spliced = {sources.site: sae_at(sources.site, saes)} if latents else {}
+    parts = parts_at(sources.site, saes) if latents else ()
+    spliced = {site: each for part in parts for site, each in alone(part).items()}
     tokens = torch.tensor([edges.token_ids] * len(ablated), device=model.device)
     batch = TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    site = "logits" if edges.targets.site == "logits" else sae_at(edges.targets.site, saes).site_in
-    plan = Plan(tuple(edits), (site,), "frozen", site == "logits")
-    seen = run_batch(model, batch, spliced, plan).activations[site]
-    return _read(saes, edges.targets, flat(seen))
+    of_logits = edges.targets.site == "logits"
+    sites = ("logits",) if of_logits else sites_read(sae_at(edges.targets.site, saes))
+    plan = Plan(tuple(edits), sites, "frozen", of_logits)
+    seen = run_batch(model, batch, spliced, plan).activations
+    return _read(saes, edges.targets, torch.cat([flat(seen[site]) for site in sites], -1))
 
 
 def _edited_site(model: Model, sources: NodeTable) -> str:
@@ -326,6 +330,6 @@ def _read(
             if targets.distractors is None
             else values - seen[:, positions, targets.distractors]
         )
-    sae = saes[targets.site]
+    sae = reader(saes[targets.site])
     pre = sae.pre_activations(seen) if isinstance(sae, SAE) else sae.encode(seen)
     return pre[:, positions, targets.indices]

@@ -12,11 +12,11 @@ import click
 from gossamer.errors import DiskError, FormatError
 
 if TYPE_CHECKING:
-    from gossamer.saes.sae import SAE
+    from gossamer.saes import SAE, Crosscoder
 
 FORMATS = (
     *("gossamer", "sae-lens", "sparsify", "dictionary-learning", "openai", "gemma-scope"),
-    *("gemma-scope-2", "llama-scope", "circuit-tracer", "jacobian-pair"),
+    *("gemma-scope-2", "llama-scope", "circuit-tracer", "circuit-tracer-clt", "jacobian-pair"),
 )
 """What can be written."""
 
@@ -31,8 +31,9 @@ def convert_command(source: str, wanted: str, out: Path, as_json: bool) -> None:
     format of SOURCE is detected, and it can be a release or a hub id. Nothing in OUT is
     overwritten, and all are written or none.
 
-    A format that cannot say what an SAE does is an error that says why. circuit-tracer and
-    jacobian-pair keep several SAEs in one directory: all of SOURCE go into OUT itself.
+    A format that cannot say what an SAE does is an error that says why. circuit-tracer,
+    circuit-tracer-clt (cross-layer transcoders) and jacobian-pair keep several SAEs in one
+    directory: all of SOURCE go into OUT itself.
 
     \b
     Examples:
@@ -43,7 +44,8 @@ def convert_command(source: str, wanted: str, out: Path, as_json: bool) -> None:
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out} is there already and not empty; name a new directory.")
-    written = _write_all(saes_in(source, strict=True), wanted, out)
+    found = _write_all(saes_in(source, strict=True), wanted, out)
+    written = [(place, _one(sae)) for place, sae in found]
     if as_json:
         rows = [
             {"directory": str(place), "site_in": sae.site_in, "site_out": sae.site_out}
@@ -55,21 +57,32 @@ def convert_command(source: str, wanted: str, out: Path, as_json: bool) -> None:
             click.echo(f"{sae.site_out} in {place}, as {wanted}")
 
 
+def _one(sae: "SAE | Crosscoder") -> "SAE":
+    """Itself, or a crosscoder with its sites side by side."""
+    from gossamer.saes import Crosscoder
+
+    return sae.joint if isinstance(sae, Crosscoder) else sae
+
+
 def _write_all(
-    found: "Mapping[str, list[SAE]]", wanted: str, out: Path
-) -> "list[tuple[Path, SAE]]":
+    found: "Mapping[str, list[SAE | Crosscoder]]", wanted: str, out: Path
+) -> "list[tuple[Path, SAE | Crosscoder]]":
     """Beside `out`, then moved into its place in one move: where each SAE is."""
     from gossamer.interop.formats import format_called
 
     form = format_called(wanted)
     fresh = out.parent / f".{out.name}.{os.getpid()}.partial"
     folders = _folders(found)
+    plain = _of_one_site(folders, wanted)
     try:
-        if form.write_together is not None:
-            form.write_together([sae for _, sae in folders], fresh)
+        if wanted == "gossamer":
+            for name, sae in folders:
+                sae.save(fresh / name)
+        elif form.write_together is not None:
+            form.write_together([sae for _, sae in plain], fresh)
             folders = [(".", sae) for _, sae in folders]
         elif form.write is not None:
-            for name, sae in folders:
+            for name, sae in plain:
                 form.write(sae, fresh / name)
         if out.is_dir():
             out.rmdir()  # empty, as was seen
@@ -83,13 +96,32 @@ def _write_all(
     return [(out / name, sae) for name, sae in folders]
 
 
-def _folders(found: "Mapping[str, list[SAE]]") -> "list[tuple[str, SAE]]":
+def _of_one_site(
+    folders: "list[tuple[str, SAE | Crosscoder]]", wanted: str
+) -> "list[tuple[str, SAE]]":
+    """Those that are no crosscoders. FormatError when there are such in a format that has no room
+    for them."""
+    from gossamer.saes import SAE
+
+    plain = [(name, sae) for name, sae in folders if isinstance(sae, SAE)]
+    if wanted != "gossamer" and len(plain) < len(folders):
+        several = next(sae for _, sae in folders if not isinstance(sae, SAE))
+        raise FormatError(
+            f"There is a crosscoder, which writes {', '.join(several.writes)}, and {wanted} keeps "
+            "SAEs of one site. Write it with --to gossamer."
+        )
+    return plain
+
+
+def _folders(
+    found: "Mapping[str, list[SAE | Crosscoder]]",
+) -> "list[tuple[str, SAE | Crosscoder]]":
     """The folder of each SAE: its own one's name, and where that held several also its site."""
-    folders: list[tuple[str, SAE]] = []
+    folders: list[tuple[str, SAE | Crosscoder]] = []
     for place, saes in found.items():
         name = place.replace("/", "_")
         for sae in saes:
             inner = name if name != "." else ""
-            several = f"{inner}_{sae.site_out}".lstrip("_")
+            several = f"{inner}_{_one(sae).site_out}".lstrip("_")
             folders.append((several if len(saes) > 1 else name, sae))
     return folders

@@ -1,7 +1,8 @@
 """The nodes of a graph as one table, in an order in which every edge goes forward.
 
     kind        id                               what it is
-    latent      blocks.3.hook_mlp_out/1234@7     an active latent of the SAE that writes there
+    latent      blocks.3.hook_mlp_out/1234@7     an active latent of the SAE that writes there; of a
+                                                 crosscoder, at the first of its sites
     error       blocks.3.hook_mlp_out/error@7    what that SAE misses
     token       hook_embed/15496@0               a token's embedding, by token id
     position    hook_pos_embed/7@7               a learned position embedding
@@ -193,6 +194,13 @@ class Nodes(Sequence[Node]):
     def of_kind(self, *kinds: Kind) -> Bool[np.ndarray, " n"]:
         """Which nodes are of one of these kinds."""
         return np.isin(self.kinds, [KINDS.index(kind) for kind in kinds])
+
+    @property
+    def are_read(self) -> Bool[np.ndarray, " n"]:
+        """Nodes into which edges go: latents and logits, but for the latents of crosscoders, which
+        have no `reads`. A graph of another library may say of no node what it reads."""
+        known, able = ~np.isnan(self.reads), self.of_kind("latent", "logit")
+        return able & known if known.any() else able
 
     @property
     def targets(self) -> Int[np.ndarray, " n_targets"]:

@@ -169,7 +169,7 @@ def alive(
     Two sweeps find what dropping again and again would: edges go forward, and what a sweep back
     keeps of the nodes that were reached was reached by nodes it keeps.
     """
-    needs_in = nodes.of_kind("latent", "logit") & ~always
+    needs_in = nodes.are_read & ~always
     reached = kept & ~needs_in
     for target in np.flatnonzero(kept & needs_in & (rows.counts > 0)):
         reached[target] = reached[rows.row(int(target)).sources].any()

@@ -15,6 +15,7 @@ from typing import Any
 
 from gossamer.errors import FormatError, GossamerError, SiteError
 from gossamer.interop import (
+    clt,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -26,6 +27,7 @@ from gossamer.interop import (
 )
 from gossamer.interop.room import Sites
 from gossamer.interop.sae_lens import is_sae_lens, read_sae_lens, write_sae_lens
+from gossamer.saes.crosscoder import Crosscoder
 from gossamer.saes.files import is_native, load_native
 from gossamer.saes.sae import SAE
 from gossamer.sites import parse_site
@@ -137,6 +139,13 @@ FORMATS: tuple[Format, ...] = (
     _of(gemma_scope_2, "params.safetensors", also=("config.json",)),
     _of(llama_scope, "hyperparams.json", "checkpoints/final.safetensors"),
     _of(
+        clt,
+        "W_enc_*.safetensors",
+        "W_dec_*.safetensors",
+        also=("config.yaml",),
+        together=clt.write_set,
+    ),
+    _of(
         transcoder_sets,
         "layer_*.safetensors",
         also=("config.yaml",),
@@ -173,11 +182,11 @@ def known_format(path: str | Path) -> Format:
     )
 
 
-def only(saes: list[SAE], where: str | Path) -> SAE:
+def only(saes: list[SAE | Crosscoder], where: str | Path) -> SAE | Crosscoder:
     """The one SAE of a list. FormatError that names the sites when there are several."""
     if len(saes) == 1:
         return saes[0]
-    written = ", ".join(sae.site_out for sae in saes)
+    written = ", ".join(sae.site_out for sae in saes if isinstance(sae, SAE))
     raise FormatError(
         f"{where} holds {len(saes)} SAEs, which write {written}; name one with site=, or take all "
         "with load_saes."

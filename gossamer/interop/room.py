@@ -47,6 +47,9 @@ class Room:
     skip: bool = False
     """Whether it has W_skip."""
 
+    later: bool = False
+    """Whether it has W_later, what latents write at later sites."""
+
     subtracts: bool = False
     """Whether it can take b_dec from the input."""
 
@@ -68,6 +71,8 @@ class Room:
             reason = f"transcoder of two widths ({sae.d_in} and {sae.d_out})"
         elif sae.W_skip is not None and not self.skip:
             reason = "skip connection"
+        elif sae.sites_later and not self.later:
+            reason = f"latents that write several sites, here {', '.join(sae.sites_later)} too"
         elif sae.subtract_b_dec and not self.subtracts:
             reason = "encoder that subtracts b_dec from its input; fold it into b_enc"
         elif sae.normalization not in self.normalizations:

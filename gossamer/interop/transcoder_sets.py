@@ -48,25 +48,25 @@ def is_here(path: str | Path) -> bool:
     """Whether a directory holds such a config, or layers without one."""
     directory = Path(path)
     if (directory / CONFIG_FILE).is_file():
-        return "model_kind" in _config(directory)
+        return "model_kind" in config_at(directory)
     return (directory / "layer_0.safetensors").is_file()
 
 
 def read(path: str | Path, site: Sites = None) -> list[SAE]:
     """The transcoders of all layers that are there, or the one that writes (or reads and writes)
-    `site`. FormatError for cross-layer transcoders, layers that lie elsewhere, damaged files."""
+    `site`. FormatError for other kinds of model, layers that lie elsewhere, damaged files."""
     directory = Path(path)
-    config = _config(directory)
+    config = config_at(directory)
     _check(config, directory)
     layers = _layers(directory)
     if isinstance(site, str):
         wanted = parse_site(site).layer
         written = site.partition(".")[2].partition(".")[2]
-        if wanted not in layers or written != _place(config, "feature_output_hook"):
+        if wanted not in layers or written != place_of(config, "feature_output_hook"):
             raise FormatError(
                 f"No transcoder in {directory} writes {site}; it has layers "
                 f"{', '.join(map(str, layers))}, which write "
-                f"blocks.<layer>.{_place(config, 'feature_output_hook')}."
+                f"blocks.<layer>.{place_of(config, 'feature_output_hook')}."
             )
         layers = {wanted: layers[wanted]}
     pair = site if isinstance(site, tuple) else None
@@ -109,7 +109,7 @@ def write_set(saes: list[SAE], directory: str | Path) -> None:
         **_activation(ordered[0].selection),
         OWN: [facts_of(sae) for sae in ordered],
     }
-    text = _yaml(config)
+    text = yaml_of(config)
     make_directory(directory)
     for layer, sae in enumerate(ordered):
         tensors = {name: getattr(sae, name) for name in _KEYS}
@@ -133,7 +133,8 @@ def _activation(selection: AbstractSelection) -> dict[str, Any]:
     return {"activation": "relu"} if isinstance(selection, ReLU) else {}
 
 
-def _yaml(contents: dict[str, Any]) -> str:
+def yaml_of(contents: dict[str, Any]) -> str:
+    """A config's text. FormatError when it holds what is not YAML."""
     import yaml
 
     try:
@@ -144,8 +145,8 @@ def _yaml(contents: dict[str, Any]) -> str:
         ) from error
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    """config.yaml; empty when there is none."""
+def config_at(directory: Path) -> dict[str, Any]:
+    """config.yaml of a directory; empty when there is none. FormatError when it is damaged."""
     import yaml
 
     path = directory / CONFIG_FILE
@@ -164,8 +165,8 @@ def _check(config: dict[str, Any], directory: Path) -> None:
     kind = config.get("model_kind", "transcoder_set")
     if kind != "transcoder_set":
         raise FormatError(
-            f"{directory} is of model_kind {kind}; only a transcoder_set, one transcoder for each "
-            "layer, is read."
+            f"{directory} is of model_kind {kind}; a transcoder_set, one transcoder for each "
+            "layer, and a cross_layer_transcoder are read."
         )
     if config.get("activation") not in (None, "relu", "topk", "jumprelu", "jump_relu"):
         raise FormatError(
@@ -181,7 +182,7 @@ def _layers(directory: Path) -> dict[int, Path]:
         if (match := _LAYER.fullmatch(file.name))
     }
     if not found:
-        listed = _config(directory).get("transcoders")
+        listed = config_at(directory).get("transcoders")
         elsewhere = f"; its config lists {', '.join(map(str, listed))}" if listed else ""
         raise FormatError(
             f"{directory} holds no layer_0.safetensors and so on{elsewhere[:300]}: put the layers "
@@ -190,7 +191,8 @@ def _layers(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _place(config: dict[str, Any], name: str) -> str | None:
+def place_of(config: dict[str, Any], name: str) -> str | None:
+    """Our name of a place within a block that a config names; None when it does not."""
     place = config.get(name)
     return _PLACES.get(str(place), place)
 
@@ -203,7 +205,7 @@ def _transcoder(
     if not facts:
         facts = {"model_name": config.get("model_name")}
         for name, key in (("site_in", "feature_input_hook"), ("site_out", "feature_output_hook")):
-            facts[name] = f"blocks.{layer}.{_place(config, key)}" if config.get(key) else None
+            facts[name] = f"blocks.{layer}.{place_of(config, key)}" if config.get(key) else None
     if pair is not None:
         facts["site_in"], facts["site_out"] = pair
     if not facts["site_in"] or not facts["site_out"]:

@@ -9,7 +9,8 @@ is the clean run's and constant.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,9 @@ class Between:
     at: Mapping[str, Tap]
     """Further functions at sites on the way: what is held or blocked."""
 
+    put: Mapping[str, Tensor] = field(default_factory=dict)
+    """Values (1, pos, …) of the whole prompt that stand at sites on the way instead of theirs."""
+
     @property
     def blocks(self) -> range:
         """The blocks on the way."""
@@ -75,15 +79,16 @@ class Between:
         rows = value.shape[1] - start
         read: list[Tensor] = []
 
-        def put_in(shown: Tensor) -> Tensor:
-            return value[:, value.shape[1] - shown.shape[1] :]
+        def put_in(whole: Tensor, shown: Tensor) -> Tensor:
+            return whole[:, value.shape[1] - shown.shape[1] : value.shape[1]]
 
         def take(shown: Tensor) -> Tensor:
             read.append(shown[:, shown.shape[1] - rows :])
             raise _Reached
 
         block = self.at.get(self.target)
-        taps = {**self.at, self.source: put_in}
+        put = {**self.put, self.source: value}
+        taps = {**self.at, **{site: partial(put_in, whole) for site, whole in put.items()}}
         taps[self.target] = take if block is None else lambda shown: take(block(shown))
         stream = self._stream(value)
         with suppress(_Reached), weights_constant(self.layout):

@@ -10,10 +10,11 @@ many transcoders as it writes sites, which share an encoder.
 
 With the sites side by side both are an `SAE`, `joint`, and that is how they are computed. Spliced
 into a run, a crosscoder is a `Face` at each of its sites, because some of what its latents are made
-of comes later than some of what they write: they are those of the clean run.
+of comes later than some of what they write: they are those of the clean run. A latent is one at all
+of them: any of the sites names it where something is asked, and the first one in what is answered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +28,7 @@ from gossamer.kernels.sparse import SparseLatents
 from gossamer.saes.native import read_header, read_native, write_native
 from gossamer.saes.sae import SAE, SparseCoder
 from gossamer.saes.selection import AbstractSelection
+from gossamer.sites import parse_site
 
 BETWEEN = "+"
 """What stands between sites in the name of several."""
@@ -192,6 +194,20 @@ class Face:
         self.labels = crosscoder.joint.labels
         self.d_in = self.d_out = crosscoder.writes[site]
 
+    def is_of(self, other: "Face") -> bool:
+        """Whether both are of one crosscoder."""
+        return self.crosscoder is other.crosscoder
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_out"]:
+        """What latents write at this site."""
+        return self.crosscoder.joint.W_dec[:, self.crosscoder.columns()[self.site_out]]
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_out"]:
+        """The bias at this site."""
+        return self.crosscoder.joint.b_dec[self.crosscoder.columns()[self.site_out]]
+
     def encode(self, x: Float[Tensor, "*lead d_in"], /) -> Float[Tensor, "*lead d_sae"]:
         """The latents that it holds, whatever is at this one site."""
         if self.latents is None or self.latents.shape[:-1] != x.shape[:-1]:
@@ -202,11 +218,7 @@ class Face:
         self, latents: Float[Tensor, "*lead d_sae"], /, x: Any = None
     ) -> Float[Tensor, "*lead d_out"]:
         """What latents write at this site."""
-        columns = self.crosscoder.columns()[self.site_out]
-        return (
-            latents @ self.crosscoder.joint.W_dec[:, columns]
-            + (self.crosscoder.joint.b_dec[columns])
-        )
+        return latents @ self.W_dec + self.b_dec
 
 
 def spliced_parts(saes: Sequence[Any], *, faces: bool) -> list[Any]:
@@ -223,14 +235,35 @@ def spliced_parts(saes: Sequence[Any], *, faces: bool) -> list[Any]:
     return found
 
 
+def parts_at(site: str, saes: Mapping[str, SparseCoder]) -> tuple[SparseCoder, ...]:
+    """The SAE that writes `site`, one of `saes`; of a crosscoder all its faces among them, in
+    forward order. The first of them gives its latents their name."""
+    sae = saes[site]
+    if not isinstance(sae, Face):
+        return (sae,)
+    faces = [each for each in saes.values() if isinstance(each, Face) and each.is_of(sae)]
+    return tuple(sorted(faces, key=lambda face: parse_site(face.site_out).order))
+
+
 def sites_read(sae: SparseCoder) -> tuple[str, ...]:
     """The sites from which latents come: `site_in`, or all those of a crosscoder."""
     return tuple(sae.crosscoder.reads) if isinstance(sae, Face) else (sae.site_in,)
 
 
+def reader(sae: SparseCoder) -> SparseCoder:
+    """What encodes, from that which `sites_read` names, side by side."""
+    return sae.crosscoder.joint if isinstance(sae, Face) else sae
+
+
+def read_by(sae: SparseCoder, at: Callable[[str], Tensor]) -> Float[Tensor, "*lead d_in"]:
+    """What an SAE reads, a crosscoder's sites side by side; `at` gives the value at a site."""
+    parts = [at(site) for site in sites_read(sae)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
 def encode_read(sae: SparseCoder, x: Float[Tensor, "*lead d_in"]) -> Float[Tensor, "*lead d_sae"]:
     """Latents of what `sites_read` names, side by side."""
-    return sae.crosscoder.joint.encode(x) if isinstance(sae, Face) else sae.encode(x)
+    return reader(sae).encode(x)
 
 
 def held(
@@ -259,9 +292,7 @@ def shared_edits(edits: Sequence[Any], saes: Mapping[str, SparseCoder]) -> list[
         sites = [edit.at]
         if isinstance(face, Face):
             sites = [
-                site
-                for site, sae in saes.items()
-                if isinstance(sae, Face) and sae.crosscoder is face.crosscoder
+                site for site, sae in saes.items() if isinstance(sae, Face) and sae.is_of(face)
             ]
         found += [edit if site == edit.at else replace(edit, at=site) for site in sites]
     return found
@@ -295,8 +326,8 @@ def _only_spliced(face: Face) -> GossamerError:
     return GossamerError(
         f"The latents at {face.site_out} are of a crosscoder that reads "
         f"{', '.join(face.crosscoder.reads)} at once, some of them later than what it writes, so "
-        "that no path leads through them; gossamer.run and gossamer.evaluate take it, and with "
-        "latents of single sites this takes an SAE or a transcoder."
+        "that they are those of a clean run beforehand; gossamer.run, evaluate, edges, attribute, "
+        "verify and dashboard take it, and this takes SAEs and transcoders."
     )
 
 

@@ -28,7 +28,7 @@ HEADER_FILE = "sae.json"
 """What the SAE is, apart from its tensors."""
 
 TENSORS_FILE = "sae.safetensors"
-"""Its tensors: W_enc, b_enc, W_dec, b_dec, W_skip if any, selection.<name>."""
+"""Its tensors: W_enc, b_enc, W_dec, b_dec, W_skip and W_later if any, selection.<name>."""
 
 FORMAT = "gossamer-sae"
 """First word of the header."""
@@ -41,7 +41,7 @@ SELECTIONS: dict[str, type[AbstractSelection]] = {
 }
 """Selections by the word that files use."""
 
-_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "W_later")
 _OPTIONS = (
     "site_in",
     "site_out",
@@ -70,6 +70,7 @@ def write_native(
         "fingerprint": fingerprint,
         "selection": {"name": selection.name, **selection.scalars()},
         **{name: arguments[name] for name in _OPTIONS},
+        **({"sites_later": list(later)} if (later := arguments["sites_later"]) else {}),
         **(more or {}),
     }
     text = _json(header)
@@ -99,6 +100,7 @@ def read_native(directory: str | Path, dtype: torch.dtype | None = None) -> dict
     try:
         arguments: dict[str, Any] = {name: tensors.pop(name, None) for name in _WEIGHTS}
         arguments |= {name: header[name] for name in _OPTIONS}
+        arguments["sites_later"] = tuple(header.get("sites_later", ()))
         scalars = dict(header["selection"])
         kind = SELECTIONS[scalars.pop("name")]
         inner = {name.removeprefix("selection."): tensors[name] for name in tensors}

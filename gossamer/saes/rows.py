@@ -2,6 +2,8 @@
 SAE.
 
     read:  ∂ pre-activation / ∂ x at `site_in`      write: ∂ decode / ∂ latent at `site_out`
+
+The x of a `Face` is what its crosscoder reads at all its sites, side by side, and so are read rows.
 """
 
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gossamer.kernels.sparse import SparseLatents
+from gossamer.saes.crosscoder import Face, reader
 from gossamer.saes.normalization import output_scale
 from gossamer.saes.sae import SAE, SparseCoder
 
@@ -17,6 +20,7 @@ def read_rows(
     sae: SparseCoder, indices: Int64[Tensor, " n"], x: Float[Tensor, "n d_in"]
 ) -> Float[Tensor, "n width"]:
     """What latent indices[i] reads at `site_in`, at x[i]."""
+    sae = reader(sae)
     if isinstance(sae, SAE):
         return sae.read_rows(indices, x)
     if len(indices) == 0:
@@ -28,6 +32,8 @@ def write_rows(
     sae: SparseCoder, indices: Int64[Tensor, " n"], x: Float[Tensor, "n d_in"]
 ) -> Float[Tensor, "n width"]:
     """What latent indices[i] writes at `site_out` per unit of activation, its input x[i] held."""
+    if isinstance(sae, Face):
+        return sae.W_dec[indices]
     if isinstance(sae, SAE):
         return sae.write_rows(indices, x)
     if len(indices) == 0:
@@ -39,6 +45,7 @@ def active_pairs(
     sae: SparseCoder, x: Float[Tensor, "pos d_in"]
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
     """(positions, units, values) of active latents, sorted by position and unit."""
+    sae = reader(sae)
     if isinstance(sae, SAE):
         sparse = sae.encode_sparse(x)
         positions, units, values = sparse.rows, sparse.indices, sparse.values
@@ -61,6 +68,9 @@ def splice_parts(
     bias, and a remainder (a skip, what a normalization puts back, what is not linear in a latent)
     for SAEs that have one. `latents` are those of x unless given."""
     parts: dict[str, Tensor] = {}
+    if isinstance(sae, Face):
+        bias = sae.b_dec.to(value).expand_as(value)
+        return {"error": value - by_latents - bias, "bias": bias}
     bias = torch.zeros_like(by_latents)
     if isinstance(sae, SAE):
         bias = sae.b_dec * output_scale(sae.normalization, x.to(sae.dtype))
@@ -76,11 +86,13 @@ def splice_parts(
 
 def n_latents(sae: SparseCoder, x: Float[Tensor, "n d_in"]) -> int:
     """How many latents an SAE has; a user's own is asked with an input."""
+    sae = reader(sae)
     return sae.d_sae if isinstance(sae, SAE) else sae.encode(x[:1]).shape[-1]
 
 
 def rows_are_constant(sae: SparseCoder) -> bool:
     """Whether a latent's rows are the same at every point."""
+    sae = reader(sae)
     return isinstance(sae, SAE) and sae.normalization in ("none", "center")
 
 

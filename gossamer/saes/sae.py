@@ -6,8 +6,12 @@
     y = denormalize(latents W_dec + b_dec) [+ W_skip x]
 
 The latent is the first axis of weights: W_enc[i] is what latent i reads, W_dec[i] what it writes.
+Latents may write further sites too, later ones: W_later[i, j] is what latent i writes at the j-th
+of them. So do those of a cross-layer transcoder, a set of transcoders, one for each layer; what its
+members write at one site adds up (`gossamer.saes.sets`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
 
@@ -29,6 +33,7 @@ from gossamer.saes.normalization import (
     pull_back,
 )
 from gossamer.saes.selection import AbstractSelection
+from gossamer.sites import is_before
 
 
 @runtime_checkable
@@ -60,6 +65,7 @@ class SAE(nn.Module):
     W_dec: Tensor
     b_dec: Tensor
     W_skip: Tensor | None
+    W_later: Tensor | None
     normalization: Normalization
 
     def __init__(  # noqa: PLR0913  one argument for each part that makes an SAE, all by name
@@ -73,6 +79,8 @@ class SAE(nn.Module):
         site_in: str,
         site_out: str | None = None,
         W_skip: Float[Tensor, "..."] | None = None,
+        W_later: Float[Tensor, "..."] | None = None,
+        sites_later: Sequence[str] = (),
         subtract_b_dec: bool = False,
         normalization: str = "none",
         prepend_bos: bool | None = None,
@@ -82,7 +90,8 @@ class SAE(nn.Module):
     ) -> None:
         """W_enc (d_sae, d_in), b_enc (d_sae), W_dec (d_sae, d_out), b_dec (d_out).
 
-        `site_out=None` means `site_in`. `W_skip` (d_out, d_in) acts on the raw input.
+        `site_out=None` means `site_in`. `W_skip` (d_out, d_in) acts on the raw input. `W_later`
+        (d_sae, n_later, d_out) is what latents write at `sites_later`, each after `site_out`.
         `normalization` is one of "none", "center", "layer_norm", "rescale". `prepend_bos=None`: not
         known. `metadata` is anything else worth keeping, as JSON values. ShapeError when the parts
         do not fit.
@@ -91,9 +100,12 @@ class SAE(nn.Module):
         tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "W_skip": W_skip}
         for name, tensor in tensors.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().contiguous())
+        # As it is, however large: perhaps a part of a file of which only some rows are ever read.
+        self.register_buffer("W_later", None if W_later is None else W_later.detach())
         self.selection = selection
         self.site_in = site_in
         self.site_out = site_in if site_out is None else site_out
+        self.sites_later = tuple(sites_later)
         self.subtract_b_dec = subtract_b_dec
         self.normalization = cast(Normalization, normalization)
         self.prepend_bos = prepend_bos
@@ -203,11 +215,21 @@ class SAE(nn.Module):
         x = self._needed(x, "write_rows").to(self.dtype)
         return rows * output_scale(self.normalization, x)
 
+    def weight_at(self, site: str) -> Float[Tensor, "d_sae d_out"]:
+        """What latents write at a site: W_dec at `site_out`, its part of W_later at a later one."""
+        if site == self.site_out:
+            return self.W_dec
+        if self.W_later is None or site not in self.sites_later:
+            raise ShapeError(
+                f"This SAE writes {', '.join((self.site_out, *self.sites_later))}, not {site}."
+            )
+        return self.W_later[:, self.sites_later.index(site)]
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments: `SAE(**sae.arguments())` is the same SAE again."""
         names = (
-            "W_enc b_enc W_dec b_dec W_skip selection site_in site_out subtract_b_dec "
-            "normalization prepend_bos model_name labels metadata"
+            "W_enc b_enc W_dec b_dec W_skip W_later selection site_in site_out sites_later "
+            "subtract_b_dec normalization prepend_bos model_name labels metadata"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -258,6 +280,12 @@ def _check_shapes(sae: SAE) -> None:
             "An SAE needs W_enc (d_sae, d_in) and W_dec (d_sae, d_out), the latent first, got "
             f"W_enc {tuple(sae.W_enc.shape)} and W_dec {tuple(sae.W_dec.shape)}."
         )
+    if (sae.W_later is None) == bool(sae.sites_later):
+        raise ShapeError(
+            "W_later and sites_later are given together, got "
+            f"{'no W_later' if sae.W_later is None else 'W_later'} and sites_later "
+            f"{', '.join(sae.sites_later) or 'empty'}."
+        )
     d_sae, d_in = sae.W_enc.shape
     d_out = sae.W_dec.shape[1]
     expected = {
@@ -265,6 +293,7 @@ def _check_shapes(sae: SAE) -> None:
         "W_dec": (d_sae, d_out),
         "b_dec": (d_out,),
         "W_skip": (d_out, d_in),
+        "W_later": (d_sae, len(sae.sites_later), d_out),
     }
     for name, shape in expected.items():
         tensor = getattr(sae, name)
@@ -293,6 +322,7 @@ def _check_options(sae: SAE) -> None:
             "subtract_b_dec takes the output's bias from the input, so both must be one site, got "
             f"{sae.site_in} and {sae.site_out}; fold the bias into b_enc instead."
         )
+    _check_later(sae)
     if sae.normalization == "center" and sae.is_transcoder:
         raise ShapeError(
             "center adds the input's mean to the output, so both must be one site, got "
@@ -300,3 +330,16 @@ def _check_options(sae: SAE) -> None:
         )
     if sae.labels is not None and len(sae.labels) != sae.d_sae:
         raise ShapeError(f"This SAE has {sae.d_sae} latents, got labels of {len(sae.labels)}.")
+
+
+def _check_later(sae: SAE) -> None:
+    later = sae.sites_later
+    if len({sae.site_out, *later}) <= len(later) or any(is_before(s, sae.site_out) for s in later):
+        raise ShapeError(
+            f"sites_later are different sites after {sae.site_out}, got {', '.join(later)}."
+        )
+    if later and (sae.normalization != "none" or not sae.is_transcoder):
+        raise ShapeError(
+            "An SAE that writes later sites is a transcoder without normalization, got one from "
+            f"{sae.site_in} to {sae.site_out} with {sae.normalization}."
+        )

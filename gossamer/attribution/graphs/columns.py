@@ -17,11 +17,13 @@ from gossamer.attribution.graphs.run import Run
 from gossamer.attribution.graphs.writers import (
     Group,
     LinearParts,
+    constant_groups,
     embedding_groups,
+    latent_groups,
     module_groups,
-    sae_groups,
 )
 from gossamer.graph.nodes import KINDS, Nodes
+from gossamer.saes.crosscoder import Face
 
 
 class Crowd(NamedTuple):
@@ -46,7 +48,7 @@ class Sources:
     """
 
     columns: Int64[Tensor, " n"]
-    """Rows in the table of nodes, ascending, of those in the block."""
+    """Rows in the table of nodes of those in the block, ascending at each position."""
 
     rows: Float[Tensor, "n_positions most width"]
     """What each writes, by position; 0 where a position has fewer nodes than others."""
@@ -113,8 +115,11 @@ def groups_of(run: Run, linear: LinearParts) -> Iterator[Group]:
     yield from embedding_groups(run)
     for layer in range(run.n_layers):
         yield from module_groups(run, layer, linear)
+    latents = latent_groups(run)
     for site in run.saes:
-        yield from sae_groups(run, site, linear)
+        if site in latents:
+            yield latents[site]
+        yield from constant_groups(run, site, latents, linear)
 
 
 def columns_of(
@@ -171,6 +176,7 @@ def _table(
                 "weights": weights.numpy()[where],
                 "site": group.site,
                 "distractors": np.full(n, -1),
+                "read": np.full(n, _is_read(run, group)),
             }
         )
     if logits is not None:
@@ -196,6 +202,11 @@ def _table(
     return Columns(nodes, *_ends(run, kept, logits, rank), places)
 
 
+def _is_read(run: Run, group: Group) -> bool:
+    """Whether edges go into a group: a crosscoder's latents are leaves, those of the clean run."""
+    return group.kind == "latent" and not isinstance(run.saes[group.site], Face)
+
+
 def _logit_part(logits: LogitTargets) -> dict[str, Any]:
     n = len(logits.tokens)
     distractors = logits.distractors
@@ -208,12 +219,12 @@ def _logit_part(logits: LogitTargets) -> dict[str, Any]:
         "weights": logits.weights.double().cpu().numpy(),
         "site": "logits",
         "distractors": np.full(n, -1) if distractors is None else distractors.cpu().numpy(),
+        "read": np.full(n, True),
     }
 
 
 def _nodes(run: Run, sites: tuple[str, ...], columns: dict[str, np.ndarray]) -> Nodes:
-    read = np.isin(columns["kinds"], [KINDS.index("latent"), KINDS.index("logit")])
-    nothing = np.full(len(read), np.nan)
+    nothing = np.full(len(columns["read"]), np.nan)
     return Nodes(
         sites=sites,
         kinds=columns["kinds"].astype(np.int8),
@@ -222,7 +233,7 @@ def _nodes(run: Run, sites: tuple[str, ...], columns: dict[str, np.ndarray]) -> 
         positions=columns["positions"].astype(np.int32),
         values=columns["values"],
         weights=columns["weights"],
-        reads=np.where(read, columns["values"], np.nan),
+        reads=np.where(columns["read"], columns["values"], np.nan),
         constants=nothing,
         residuals=nothing.copy(),
         distractors=columns["distractors"].astype(np.int64),
@@ -274,7 +285,7 @@ def _ends(
         positions = group.positions[some]
         for place, rows in group.written:
             written.setdefault(place, []).append((positions, columns, rows[some]))
-        if group.kind == "latent":
+        if _is_read(run, group):
             reader = LatentReader(run, run.saes[group.site])
             targets.append(Targets(reader.place, columns, positions, group.units[some], reader))
     if logits is not None:
@@ -291,9 +302,10 @@ def _ends(
 
 
 def _sources(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sources:
-    """Nodes of one place and position stand side by side in the table."""
+    """Sorted by position, and as in the table; nodes that wrote before write here too."""
     positions, columns, rows = (torch.cat(each) for each in zip(*parts, strict=True))
     order = torch.argsort(columns)
+    order = order[torch.argsort(positions[order], stable=True)]
     positions, columns = positions[order], columns[order]
     counts = torch.bincount(positions)
     first = counts.cumsum(0) - counts

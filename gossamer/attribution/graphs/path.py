@@ -45,12 +45,11 @@ def scaled_parts(run: Run, groups: Sequence[Group]) -> dict[str, Float[Tensor, "
     parts: dict[str, Tensor] = {}
     for group in groups:
         if group.kind in SCALED:
-            (written,) = group.written
-            embeds = written.place.layer < 0
-            site = "" if embeds else site_at(written.place.layer, written.place.station)
-            zero = torch.zeros(run.n, written.rows.shape[1]).to(written.rows)
-            total = zero.index_add(0, group.positions, written.rows)
-            parts[site] = parts.get(site, 0) + total
+            for place, rows in group.written:
+                site = "" if place.layer < 0 else site_at(place.layer, place.station)
+                total = torch.zeros(run.n, rows.shape[1]).to(rows)
+                total.index_add_(0, group.positions, rows)
+                parts[site] = parts.get(site, 0) + total
     return parts
 
 

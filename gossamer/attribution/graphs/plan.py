@@ -98,6 +98,7 @@ def planned(
     """The plan for a graph within `memory` bytes. GossamerError when it does not fit; it says what
     would."""
     n, n_nodes, number = run.n, len(columns.nodes), _number(run)
+    n_targets = min(n_targets, sum(len(targets.columns) for targets in columns.targets))
     n_heads, wide = _heads(run)
     own, product = _of_engine(run, n_engines, by_hand=by_hand)
     size = max(number, 4)  # rows of narrower types are kept in float32

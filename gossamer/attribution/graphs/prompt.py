@@ -32,6 +32,7 @@ from gossamer.graph.rows import Rows, release
 from gossamer.machine import free_memory
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
+from gossamer.saes.crosscoder import reader
 
 Aim = Logits | LogitDifference | Latents
 """What a graph explains."""
@@ -213,7 +214,7 @@ def _about(how: How, aim: Aim) -> dict[str, Any]:
     """What the graph says of how it was made."""
     digests = {
         site: fingerprint_of(sae.state_dict().items()) if isinstance(sae, torch.nn.Module) else ""
-        for site, sae in how.saes.items()
+        for site, sae in ((site, reader(each)) for site, each in how.saes.items())
     }
     return {
         "model": how.model.name,

@@ -7,7 +7,6 @@ edges still add up.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ def computed(
     writer = RowWriter(directory, len(nodes), dtype)
     fixed = must_stay(nodes)
     chosen = fixed & (nodes.weights > 0)
+    leaves = ~fixed & np.isnan(nodes.reads)  # a crosscoder's latents have no rows
     every = n_latents == int((~fixed).sum())
     if every:
         chosen |= ~fixed
@@ -69,7 +69,10 @@ def computed(
     with tqdm(
         total=todo, desc="edges", unit="row", disable=None if progress is True else True
     ) as bar:
-        told = partial(_told, progress, bar)
+
+        def told(done: int) -> None:
+            _told(progress, bar, done + int((chosen & leaves).sum()))
+
         _write(columns, engines, writer, chosen, at_once, told)
         left = 0 if every else n_latents
         step = max(1, -(-n_latents // ROUNDS))

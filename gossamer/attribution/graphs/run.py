@@ -18,7 +18,9 @@ from gossamer.models.blocks import BlockSetting, noted
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import remember
+from gossamer.saes.crosscoder import Face, reader, sites_read
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import sites_later
 from gossamer.splice import flat
 
 HOLDABLE = ("attention", "norms", "mlps")
@@ -73,9 +75,10 @@ class Run:
         return place_of(sae.site_in, after=True).station, sae.W_skip.to(self.model.dtype)
 
     def own_read(self, layer: int, station: int) -> bool:
-        """Whether an SAE stands at a station that reads what it replaces."""
+        """Whether an SAE stands at a station that reads what it replaces; a crosscoder has read all
+        that it reads in the clean run."""
         sae = self.cut(layer, station)
-        return sae is not None and sae.site_in == sae.site_out
+        return sae is not None and not isinstance(sae, Face) and sae.site_in == sae.site_out
 
     def is_read(self, layer: int, station: int) -> bool:
         """Whether what a module gives at a station reaches a node or the stream."""
@@ -133,7 +136,8 @@ def check_finite(saes: Mapping[str, SparseCoder]) -> None:
     """GossamerError for an SAE with weights that are no numbers, which would silently never be
     active: by their sum, which is quick."""
     for site, sae in saes.items():
-        tensors = sae.state_dict() if isinstance(sae, torch.nn.Module) else {}
+        whole = reader(sae)
+        tensors = whole.state_dict() if isinstance(whole, torch.nn.Module) else {}
         for name, tensor in tensors.items():
             wide = torch.promote_types(tensor.dtype, torch.float32)
             if not tensor.is_floating_point():
@@ -150,6 +154,10 @@ def check_places(model: Model, saes: Mapping[str, SparseCoder]) -> None:
     """Refuse SAEs that a graph has no place for."""
     for sae in saes.values():
         begins, ends = place_of(sae.site_in, after=False), place_of(sae.site_out, after=True)
+        for later in sites_later(sae):
+            place_of(later, after=True)
+        for read in sites_read(sae):
+            place_of(read, after=False)
         skips = isinstance(sae, SAE) and sae.W_skip is not None
         same_block = begins.layer == ends.layer and begins.station < ends.station == MLP_OUT
         if skips and not same_block:

@@ -27,8 +27,10 @@ from gossamer.attribution.graphs.places import (
 )
 from gossamer.attribution.graphs.run import Run
 from gossamer.graph.nodes import Kind
-from gossamer.saes.rows import active_pairs, splice_parts, write_rows
+from gossamer.saes.crosscoder import parts_at, read_by
+from gossamer.saes.rows import active_pairs, splice_parts
 from gossamer.saes.sae import SAE
+from gossamer.saes.sets import rows_written
 
 LinearParts = Mapping[int, Mapping[int, Tensor]]
 """By layer and station: `linear_parts` of each block."""
@@ -87,15 +89,39 @@ def embedding_groups(run: Run) -> Iterator[Group]:
         )
 
 
-def sae_groups(run: Run, site: str, linear: LinearParts) -> Iterator[Group]:
-    """The nodes of one SAE."""
+def latent_groups(run: Run) -> dict[str, Group]:
+    """The active latents of each SAE, with all that they write; of a crosscoder by the first of its
+    sites."""
+    found = {}
+    for site, sae in run.saes.items():
+        parts = parts_at(site, run.saes)
+        if parts[0] is not sae:
+            continue
+        x, value = read_by(sae, run.at), run.at(site)
+        positions, units, values = active_pairs(sae, x)
+        written = tuple(
+            Written(place_of(at, after=True), (each * values[:, None]).to(value))
+            for part in parts
+            for at, each in rows_written(part, units, x[positions]).items()
+        )
+        found[site] = Group(site, "latent", positions, units, values, written)
+    return found
+
+
+def constant_groups(
+    run: Run, site: str, latents: Mapping[str, Group], linear: LinearParts
+) -> Iterator[Group]:
+    """What a splice adds beside what latents write there: error, bias and remainder."""
     sae, place = run.saes[site], place_of(site, after=True)
     x, value = run.at(sae.site_in), run.at(site)
-    positions, units, values = active_pairs(sae, x)
-    rows = (write_rows(sae, units, x[positions]) * values[:, None]).to(value)
-    yield Group(site, "latent", positions, units, values, (Written(place, rows),))
-    zero = value.new_zeros(len(value), rows.shape[1])
-    parts = splice_parts(sae, x, value, zero.index_add(0, positions, rows))
+    by_own, by_others = torch.zeros_like(value), torch.zeros_like(value)
+    own = parts_at(site, run.saes)[0].site_out
+    for group in latents.values():
+        total = by_own if group.site == own else by_others
+        for written in group.written:
+            if written.place == place:
+                total.index_add_(0, group.positions, written.rows)
+    parts = splice_parts(sae, x, value - by_others, by_own)
     if isinstance(sae, SAE) and sae.W_skip is not None:  # the skip is a path, but for constants
         moved = linear_value(run, place_of(sae.site_in, after=True), linear)
         path = F.linear(moved.to(sae.dtype), sae.W_skip)

@@ -2,15 +2,17 @@
 
 Whole pieces of a corpus are added: first their runs are written, then the manifest lists them
 together with the piece, in one move. So a process may die at any moment; what it left unlisted is
-removed by the next. Runs of like size are merged into one, so that each edge is written a few times
-only; in the end there is one run.
+removed by the next. Of several processes each writes the files of its pieces, under names of its
+own, and the first one lists them. Runs of like size are merged into one, so that each edge is
+written a few times only; in the end there is one run.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +52,28 @@ class Counted:
         return Counted(**{name: ours[name] + theirs[name] for name in ours})
 
 
+class Piece(NamedTuple):
+    """What a piece of a corpus adds to a table."""
+
+    number: int
+    """Which."""
+
+    digest: str
+    """Of its tokens."""
+
+    runs: list[dict[str, list[str]]]
+    """Files of its runs, written before."""
+
+    sides: str
+    """File of what was counted of latents."""
+
+    counted: Counted
+    """Tokens, prompts and edges."""
+
+    n_files: int
+    """How many files its directory had counted by then."""
+
+
 @dataclass(slots=True)
 class Directory:
     """A table that is being made."""
@@ -72,6 +96,8 @@ class Directory:
     sides_file: str | None = None
     finished: bool = False
     n_files: int = 0
+    mark: str = ""
+    """In the names of files that it writes: each of several processes has one of its own."""
 
     @staticmethod
     def of(path: Path, about: Mapping[str, Any]) -> "Directory":
@@ -140,24 +166,22 @@ class Directory:
         """Files of a run, which does not count yet."""
         return {self._key(pair): [self._write(part) for part in runs[pair]] for pair in runs}
 
-    def add(
-        self,
-        piece: tuple[int, str],
-        runs: list[dict[str, list[str]]],
-        sides: Sides,
-        counted: Counted,
-    ) -> None:
-        """One piece, its runs written before."""
-        total = both(self.sides(), sides)
-        arrays = {f"{site}.counts": side.counts for site, side in total.items()}
-        arrays |= {f"{site}.sums": side.sums for site, side in total.items()}
-        self.n_files += 1
-        name = f"sides-{self.n_files:06}.safetensors"
+    def write_sides(self, sides: Sides) -> str:
+        """File of what was counted of latents, which does not count yet."""
+        arrays = {f"{site}.counts": side.counts for site, side in sides.items()}
+        arrays |= {f"{site}.sums": side.sums for site, side in sides.items()}
+        name = self._name("sides")
         write_arrays(arrays, {}, self.path / name)
-        self.sides_file = name
-        self.pieces[piece[0]] = piece[1]
-        self.counted = self.counted.plus(counted)
-        self.runs = self.runs + [run for run in runs if run]
+        return name
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """All pieces whose files are there and not listed yet."""
+        self.n_files = max([self.n_files, *(piece.n_files for piece in pieces)])
+        each = [self.sides(), *(self.sides(piece.sides) for piece in pieces)]
+        self.sides_file = self.write_sides(reduce(both, each))
+        self.pieces |= {piece.number: piece.digest for piece in pieces}
+        self.counted = reduce(Counted.plus, (piece.counted for piece in pieces), self.counted)
+        self.runs = self.runs + [run for piece in pieces for run in piece.runs if run]
         self.save()
         while len(self.runs) > 1 and self._rows(-2) < 2 * self._rows(-1):
             self.merge(2)
@@ -204,12 +228,12 @@ class Directory:
             if _is_ours(file.name) and file.name not in listed:
                 file.unlink()
 
-    def sides(self) -> Sides:
-        """What was counted of latents."""
-        widths = self.about["widths"]
-        if self.sides_file is None:
+    def sides(self, name: str | None = None) -> Sides:
+        """What was counted of latents, in all or in a file of `write_sides`."""
+        widths, name = self.about["widths"], name or self.sides_file
+        if name is None:
             return no_sides(widths)
-        _, arrays = map_arrays(self.path / self.sides_file)
+        _, arrays = map_arrays(self.path / name)
         return {
             site: Side(np.array(arrays[f"{site}.counts"]), np.array(arrays[f"{site}.sums"]))
             for site in widths
@@ -231,10 +255,14 @@ class Directory:
 
     def _write(self, part: Sums) -> str:
         check_exact(part, self.about["resolution"])
-        self.n_files += 1
-        name = f"sums-{self.n_files:06}.safetensors"
+        name = self._name("sums")
         write_arrays(part._asdict(), {}, self.path / name)
         return name
+
+    def _name(self, kind: str) -> str:
+        """Of a new file."""
+        self.n_files += 1
+        return f"{kind}-{self.mark}{self.n_files:06}.safetensors"
 
     def _segments(self, names: list[str]) -> list[Sums]:
         return [read_sums(self.path / name) for name in names]

@@ -1,11 +1,18 @@
-"""The edges of a corpus, added up by pair of latents and offset."""
+"""The edges of a corpus, added up by pair of latents and offset.
+
+Processes that torchrun started share the pieces of the corpus: by turns, one piece a process and
+turn. Each writes the files of its piece; the first one lists them, and merges them with the others.
+"""
 
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool
@@ -15,12 +22,13 @@ from tqdm import tqdm
 from gossamer.activations.harvest import fingerprint, fingerprint_of
 from gossamer.activations.rows import in_groups
 from gossamer.attribution.graphs.run import Run, clean_run
-from gossamer.attribution.over.directory import Counted, Directory
+from gossamer.attribution.over.directory import Counted, Directory, Piece
 from gossamer.attribution.over.found import active_latents, edges_of
 from gossamer.attribution.over.gathered import Gathered
 from gossamer.attribution.over.sides import Sides, both, no_sides, sides_of
 from gossamer.attribution.over.table import EdgeTable
 from gossamer.corpus import TokenBlock, as_corpus, blocks, chosen_context, puts_bos
+from gossamer.distributed import check_same, first, gathered, ranks, together, wait
 from gossamer.errors import GossamerError
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
@@ -63,6 +71,8 @@ def edges_over(  # noqa: PLR0913  the public face; everything by name
     """Add up the edges between latents over a corpus: direct ones between the SAEs passed, with
     attention and norms held, as `attribute` gives them for one prompt.
 
+    Under torchrun every process calls it alike, and gets the same table.
+
     Args:
         model: the model.
         saes: at least two, or one transcoder set; all are spliced, and every path through a splice
@@ -78,48 +88,87 @@ def edges_over(  # noqa: PLR0913  the public face; everything by name
             in any order the same.
         part: (i, n): only the pieces i, i + n, … of the corpus, for `EdgeTable.merge`.
         directory: of the table. One that holds part of it is completed. None: a temporary place.
+            On a disk that all machines share, where there are several.
         memory: bytes that sums may take; more go to files.
         prepend_bos: overrides what the SAEs' files and the family say.
         progress: show a bar on standard error.
 
-    The result is the same, bit for bit, however the work is cut: in one call, in parts, or resumed
-    after a kill (on one kind of machine with one number of threads, as the model's numbers are).
+    The result is the same, bit for bit, however the work is cut: in one call, in parts, over
+    processes, or resumed after a kill (on one kind of machine with one number of threads, as the
+    model's numbers are).
     """
+    _check(n_tokens, offsets, part, smallest=smallest, resolution=resolution)
+    given = {"n_tokens": n_tokens, "offsets": offsets, "smallest": float(smallest)}
+    given |= {"special": special, "resolution": resolution, "part": list(part)}
+    given |= {"context": context, "prepend_bos": prepend_bos}
+    how, packed = together(partial(_settled, model, saes, corpus, given, memory=memory))
+    check_same(how.about, "table")
+    labels = {site: getattr(sae, "labels", None) for site, sae in how.saes.items()}
+    shows = progress and ranks().is_first
+    bar = tqdm(total=n_tokens, desc="Edges", unit=" tokens", disable=not shows)
+    with _place(directory) as place, bar:
+        first(lambda: Directory.of(place, how.about).tidy())
+        into = together(partial(_opened, place, how.about))
+        _complete(how, into, packed, bar)
+        table = together(lambda: EdgeTable.of(Directory.open(place), labels))
+        wait()  # files that are mapped stay until nobody maps them
+        return table
+
+
+@contextmanager
+def _place(directory: str | Path | None) -> Iterator[Path]:
+    """The directory, or one that the first process makes for all of them, and takes away."""
+    if directory is not None:
+        yield Path(directory)
+        return
+    with ExitStack() as stack:
+
+        def make() -> str:
+            return stack.enter_context(tempfile.TemporaryDirectory(prefix="gossamer-edges-"))
+
+        yield Path(first(make))
+
+
+def _opened(place: Path, about: dict[str, Any]) -> Directory:
+    """A directory that the first process has made, as another one writes to it."""
+    here = ranks()
+    if not place.is_dir():
+        raise GossamerError(
+            f"Process {here.rank} does not find {place}, where the first one writes; name a "
+            "directory on a disk that all machines share."
+        )
+    into = Directory.of(place, about)
+    into.mark = "" if here.is_first else f"{here.rank}-"
+    return into
+
+
+def _settled(
+    model: Model, saes: Any, corpus: Any, given: dict[str, Any], *, memory: int
+) -> tuple["_How", Iterator[TokenBlock]]:
+    """What stays the same over a call, and the corpus."""
     coders = as_saes(saes)
     check_saes(model, coders)
-    _check(n_tokens, offsets, part, smallest=smallest, resolution=resolution)
     source = as_corpus(corpus, split="held_out")
-    bos = chosen_bos(prepend_bos, coders.values(), [""])
-    context = chosen_context(model, context)
-    how = _How(
-        model,
-        coders,
-        {
-            "model": model.name,
-            "weights": fingerprint(model),
-            "saes": {site: _digest(sae) for site, sae in coders.items()},
-            "widths": {site: _width(model, sae) for site, sae in coders.items()},
-            "corpus": source.name,
-            "n_tokens": n_tokens,
-            "offsets": offsets,
-            "context": context,
-            "prepend_bos": puts_bos(source, model, bos),
-            "smallest": float(smallest),
-            "special": special,
-            "resolution": resolution,
-            "part": list(part),
-            "piece_tokens": PIECE_TOKENS[offsets],
-        },
-        memory,
-    )
-    labels = {site: getattr(sae, "labels", None) for site, sae in coders.items()}
+    bos = chosen_bos(given["prepend_bos"], coders.values(), [""])
+    context = chosen_context(model, given["context"])
+    about = {
+        "model": model.name,
+        "weights": fingerprint(model),
+        "saes": {site: _digest(sae) for site, sae in coders.items()},
+        "widths": {site: _width(model, sae) for site, sae in coders.items()},
+        "corpus": source.name,
+        "n_tokens": given["n_tokens"],
+        "offsets": given["offsets"],
+        "context": context,
+        "prepend_bos": puts_bos(source, model, bos),
+        "smallest": given["smallest"],
+        "special": given["special"],
+        "resolution": given["resolution"],
+        "part": given["part"],
+        "piece_tokens": PIECE_TOKENS[given["offsets"]],
+    }
     packed = blocks(source, model, context=context, prepend_bos=bos)
-    bar = tqdm(total=n_tokens, desc="Edges", unit=" tokens", disable=not progress)
-    with tempfile.TemporaryDirectory(prefix="gossamer-edges-") as temporary, bar:
-        into = Directory.of(Path(temporary if directory is None else directory), how.about)
-        into.tidy()
-        _complete(how, into, packed, bar)
-        return EdgeTable.of(into, labels)  # files that are mapped stay until nobody maps them
+    return _How(model, coders, about, memory), packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,35 +209,77 @@ def _width(model: Model, sae: Any) -> int:
     return n_latents(sae, x)
 
 
+class _Task(NamedTuple):
+    """A piece of the corpus that is not in the table yet."""
+
+    number: int
+    """Which."""
+
+    digest: str
+    """Of its tokens."""
+
+    group: Sequence[TokenBlock]
+    """Its blocks."""
+
+
 def _complete(how: _How, into: Directory, packed: Iterator[TokenBlock], bar: Any) -> None:
     """Do what is missing."""
     if into.finished:
         bar.update(bar.total)
         return
+    tasks, n_pieces = _missing(how, into, packed, bar), len(into.pieces)
+    while True:
+        found = gathered(together(partial(_turn, how, into, tasks, bar)))
+        if any(digests != found[0][0] for digests, _ in found):
+            raise GossamerError(
+                "The corpus is not the same in all processes; give each of them the same files."
+            )
+        done = [piece for _, piece in found if piece is not None]
+        if not done:
+            break
+        n_pieces += len(done)
+        into.n_files = max(piece.n_files for piece in done)
+        first(partial(into.add, done))
+        others = [piece for number, (_, piece) in enumerate(found) if number != ranks().rank]
+        bar.update(sum(piece.counted.n_tokens for piece in others if piece is not None))
+    if not n_pieces:
+        turn, n_parts = how.about["part"]
+        raise GossamerError(
+            f"Part {turn} of {n_parts} of the corpus {how.about['corpus']} has no tokens; give a "
+            "longer corpus, or fewer parts."
+        )
+    first(into.finish)
+
+
+def _missing(how: _How, into: Directory, packed: Iterator[TokenBlock], bar: Any) -> Iterator[_Task]:
+    """The pieces that are still to be done, in order."""
     about = how.about
     enough = until(packed, about["n_tokens"], about["special"])
     turn, n_parts = about["part"]
     size = max(1, about["piece_tokens"] // about["context"])
     for number, group in enumerate(in_groups(enough, size)):
-        piece = (number, _tokens_hash(group))
-        if number % n_parts == turn and not into.has(*piece):
-            _add_piece(how, into, piece, group, bar=bar)
+        task = _Task(number, _tokens_hash(group), group)
+        if number % n_parts == turn and not into.has(number, task.digest):
+            yield task
         else:
             bar.update(sum(int(counted(block, about["special"]).sum()) for block in group))
-    if not into.pieces:
-        raise GossamerError(
-            f"Part {turn} of {n_parts} of the corpus {about['corpus']} has no tokens; give a "
-            "longer corpus, or fewer parts."
-        )
-    into.finish()
 
 
-def _add_piece(
-    how: _How, into: Directory, piece: tuple[int, str], group: Sequence[TokenBlock], *, bar: Any
-) -> None:
-    """The edges of some blocks."""
-    about, widths, runs = how.about, how.about["widths"], []
-    gathered = Gathered(
+def _turn(
+    how: _How, into: Directory, tasks: Iterator[_Task], bar: Any
+) -> tuple[list[str], Piece | None]:
+    """The digests of one turn's pieces, and that piece which this process does."""
+    here = ranks()
+    turn = list(islice(tasks, here.size))
+    mine = _piece(how, into, turn[here.rank], bar) if here.rank < len(turn) else None
+    return [task.digest for task in turn], mine
+
+
+def _piece(how: _How, into: Directory, task: _Task, bar: Any) -> Piece:
+    """The edges of some blocks, in files."""
+    about, widths = how.about, how.about["widths"]
+    runs: list[dict[str, list[str]]] = []
+    sums = Gathered(
         widths,
         about["resolution"],
         about["smallest"],
@@ -197,26 +288,26 @@ def _add_piece(
     )
     sides: Sides = no_sides(widths)
     n_tokens = 0
-    for block in group:
+    for block in task.group:
         chosen = counted(block, about["special"])
-        n = int(chosen.sum())
-        if n:
+        if chosen.any():
             run = run_of(how.model, how.saes, block)
             latents = active_latents(run, chosen)
             sides = both(sides, sides_of(latents, widths, about["resolution"]))
             for found in edges_of(run, latents, same=about["offsets"] == "same"):
-                gathered.add(found)
-        n_tokens += n
-        bar.update(n)
-    gathered.give()
+                sums.add(found)
+        n_tokens += int(chosen.sum())
+        bar.update(int(chosen.sum()))
+    sums.give()
     done = Counted(
         n_tokens=n_tokens,
-        n_prompts=len(group),
-        n_edges=gathered.n_edges,
-        n_left_out=gathered.left_out.n_edges,
-        size_left_out=gathered.left_out.size,
+        n_prompts=len(task.group),
+        n_edges=sums.n_edges,
+        n_left_out=sums.left_out.n_edges,
+        size_left_out=sums.left_out.size,
     )
-    into.add(piece, runs, sides, done)
+    name = into.write_sides(sides)
+    return Piece(task.number, task.digest, runs, name, done, into.n_files)
 
 
 def run_of(model: Model, saes: Mapping[str, Any], block: TokenBlock) -> Run:

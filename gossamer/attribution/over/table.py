@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float, Int64
 
-from gossamer.attribution.over.directory import Counted, Directory
+from gossamer.attribution.over.directory import Counted, Directory, Piece
 from gossamer.attribution.over.found import BUCKETS
 from gossamer.attribution.over.gathered import Pair
 from gossamer.attribution.over.sides import Sides
@@ -144,9 +144,14 @@ class EdgeTable:
         if self.directory is not None and Path(directory).resolve() == self.directory.resolve():
             return
         into = self._into(directory)
-        into.add((-1, ""), [into.write_run(self.pairs)], self.sides, self.counted)
+        self._add_to(into, -1)
         into.pieces = dict(self.pieces)
         into.finish()
+
+    def _add_to(self, into: Directory, number: int) -> None:
+        """All of it as one piece."""
+        runs, sides = [into.write_run(self.pairs)], into.write_sides(self.sides)
+        into.add([Piece(number, "", runs, sides, self.counted, into.n_files)])
 
     def _into(self, directory: str | Path) -> Directory:
         into = Directory.of(Path(directory), self.about)
@@ -164,8 +169,7 @@ class EdgeTable:
         into = first._into(directory)
         into.about = {**first.about, "part": _part(tables)}
         for number, table in enumerate(tables):
-            run = into.write_run(table.pairs)
-            into.add((-1 - number, ""), [run], table.sides, table.counted)
+            table._add_to(into, -1 - number)
         into.pieces = pieces
         into.finish()
         labels = {site: each for table in tables for site, each in table.labels.items() if each}

@@ -5,7 +5,8 @@
 F is what the graph explains, Σ weight · target; M the model as it is, C a run in which only some
 latents are kept and every other latent of the spliced SAEs, whether the graph has it or not, is
 zero or its mean at its position; ∅ the run that keeps none. Kept latents are encoded anew from what
-they read in their own run. Errors keep their clean values, or are ablated as the latents are.
+they read in their own run, but for a crosscoder's, which are the clean run's. Errors keep their
+clean values, or are ablated as the latents are.
 (Marks et al., arXiv 2403.19647, section 4.)
 """
 
@@ -34,6 +35,9 @@ from gossamer.graph.graph import Graph
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import Tap
+from gossamer.saes.crosscoder import Face, encode_read, parts_at, read_by
+from gossamer.saes.rows import n_latents
+from gossamer.saes.sets import decoded, earlier
 from gossamer.splice import flat
 from gossamer.views.page import write_page
 
@@ -225,15 +229,32 @@ class _Fill:
     means: Means | None
     keeps_errors: bool
 
-    def spliced(self, site: str, x: Tensor, kept: Bool[Tensor, "rows pos d_sae"]) -> Tensor:
-        """Reconstruction of the kept latents and what stands for the others, and the error."""
+    def latents(self, site: str, x: Tensor, kept: Bool[Tensor, "rows pos d_sae"]) -> Tensor:
+        """The kept latents, and what stands for the others."""
         sae = self.stage.saes[site]
+        latents = self.clean(site) if isinstance(sae, Face) else sae.encode(x)
         instead = 0.0 if self.means is None else self.means.latents[site].to(x)
-        value = sae.decode(torch.where(kept, sae.encode(x), instead), x)
+        return torch.where(kept, latents, instead)
+
+    def spliced(self, site: str, x: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """Reconstruction from these latents, by the site of their SAE, and the error."""
+        saes = self.stage.saes
+        value = decoded(saes, site, latents, x)
         if self.keeps_errors:
-            before = flat(self.stage.value(sae.site_in))
-            return value + flat(self.stage.value(site)) - sae.decode(sae.encode(before), before)
+            some = [site, *(sae.site_out for sae in earlier(saes, site))]
+            clean = {each: self.clean(each) for each in some}
+            x = self.before(saes[site].site_in)
+            return value + self.before(site) - decoded(saes, site, clean, x)
         return value if self.means is None else value + self.means.errors[site].to(value)
+
+    def clean(self, site: str) -> Tensor:
+        """The latents of the clean run."""
+        sae = self.stage.saes[site]
+        return encode_read(sae, read_by(sae, self.before))
+
+    def before(self, site: str) -> Tensor:
+        """The clean value at a site, heads side by side."""
+        return flat(self.stage.value(site))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +266,7 @@ class _Circuits:
     wanted: frozenset[Seen]
     seen: dict[Seen, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    latents: dict[str, Tensor] = field(default_factory=dict)
 
     def visit(self, site: str, value: Tensor) -> Tensor:
         """Own SAE reads → splice → others read."""
@@ -253,7 +275,8 @@ class _Circuits:
         sae = self.fill.stage.saes.get(site)
         if sae is not None:
             x = flat(value) if sae.site_in == site else self.inputs[sae.site_in]
-            written = self.fill.spliced(site, x, self.kept[site])
+            self.latents[site] = self.fill.latents(site, x, self.kept[site])
+            written = self.fill.spliced(site, x, self.latents)
             value = written.reshape(value.shape).to(value.dtype)
         self.inputs[site] = flat(value)
         if Seen(site, False) in self.wanted:
@@ -310,9 +333,10 @@ def _run(
     model = stage.clean.model
     kept: dict[str, Tensor] = {}
     for site, sae in stage.saes.items():
-        width = sae.encode(flat(stage.value(sae.site_in))[:, :1]).shape[-1]
+        width = n_latents(sae, flat(stage.value(sae.site_in))[0])
         mask = torch.zeros(len(circuits), stage.n, width, dtype=torch.bool)
-        place = nodes.sites.index(site) if site in nodes.sites else -1
+        named = parts_at(site, stage.saes)[0].site_out
+        place = nodes.sites.index(named) if named in nodes.sites else -1
         for row, circuit in enumerate(circuits):
             here = circuit[(nodes.site_of[circuit] == place) & (nodes.positions[circuit] < stage.n)]
             mask[row, nodes.positions[here].astype(int), nodes.units[here].astype(int)] = True

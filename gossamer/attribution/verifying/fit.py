@@ -15,6 +15,7 @@ from gossamer.graph.graph import Graph
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch, check_prompt
 from gossamer.models.taps import remember
+from gossamer.saes.crosscoder import encode_read, read_by, reader, sites_read
 from gossamer.saes.sae import SparseCoder
 from gossamer.sites import BEFORE_BLOCKS
 from gossamer.splice import as_saes, check_saes
@@ -29,7 +30,7 @@ def stage_of(graph: Graph, model: Model, saes: Any, *, error: str) -> Stage:
     together."""
     if error not in ("attached", "frozen"):
         raise GossamerError(f'error is "attached" or "frozen" here, got {error!r}.')
-    coders = _spliced(graph, as_saes(saes))
+    coders = _spliced(graph, as_saes(saes, faces=True, later=True))
     check_saes(model, coders)
     check_prompt(graph.token_ids, model.context_length, model.d_vocab)
     check_digests(graph, model, coders)
@@ -63,8 +64,8 @@ def check_digests(graph: Graph, model: Model, saes: Mapping[str, SparseCoder]) -
             f"The graph is of the model {graph.about.get('model')} with other weights than those "
             f"of {model.name}; pass the model that it was made with."
         )
-    for site, sae in saes.items():
-        known = graph.about.get("saes", {}).get(site)
+    for site, each in saes.items():
+        sae, known = reader(each), graph.about.get("saes", {}).get(site)
         if (
             known
             and isinstance(sae, torch.nn.Module)
@@ -93,7 +94,7 @@ def _clean_run(
     batch = TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     sites = {FINAL, *pieces, *(site for site in BEFORE_BLOCKS if site in model.sites)}
     for sae in saes.values():
-        sites |= {sae.site_in, sae.site_out}
+        sites |= {*sites_read(sae), sae.site_out}
     values: dict[str, Tensor] = {}
     taps = {site: remember(values, site) for site in sites}
     model.forward(batch, taps, to_the_end=False)
@@ -111,7 +112,7 @@ def _check_values(graph: Graph, clean: Clean, saes: Mapping[str, SparseCoder]) -
         here = np.flatnonzero(nodes.of_kind("latent") & (nodes.site_of == place))
         if len(here) == 0:
             continue
-        latents = sae.encode(clean.at(sae.site_in))
+        latents = encode_read(sae, read_by(sae, clean.at))
         if nodes.units[here].max() < latents.shape[-1]:
             positions, units = (
                 torch.as_tensor(column[here].astype(np.int64)).to(latents.device)

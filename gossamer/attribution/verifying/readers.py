@@ -17,6 +17,7 @@ from gossamer.attribution.nodes import Clean
 from gossamer.attribution.verifying.replay import FINAL, Seen, Way
 from gossamer.errors import SiteError
 from gossamer.graph.nodes import Nodes
+from gossamer.saes.crosscoder import Face
 from gossamer.saes.rows import read_rows
 from gossamer.saes.sae import SAE, SparseCoder
 
@@ -128,7 +129,8 @@ def readers(
         here = wanted[nodes.site_of[wanted] == place]
         site = nodes.sites[place]
         node = nodes[int(here[0])]
-        if node.kind not in ("latent", "logit") or (node.kind == "latent" and site not in saes):
+        leaf = node.kind == "latent" and isinstance(saes.get(site), Face | None)
+        if node.kind not in ("latent", "logit") or leaf:
             raise SiteError(f"{node.id} is no target; latents and logits are.")
         yield _readers(nodes, here, site, clean=clean, sae=saes.get(site))
 

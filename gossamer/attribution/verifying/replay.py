@@ -25,7 +25,9 @@ from gossamer.attribution.nodes import Clean
 from gossamer.attribution.verifying.sources import Source, taken
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import Tap
+from gossamer.saes.crosscoder import Face
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import earlier
 from gossamer.sites import parse_site
 from gossamer.splice import flat
 
@@ -130,9 +132,14 @@ class _Rows:
             return clean if skipped is None else clean + skipped.reshape(value.shape)
         if self.stage.error == "attached":
             return value
+        if isinstance(sae, Face):  # latents and error are those of the clean run
+            return clean.expand_as(value)
         x = flat(value if sae.site_in == site else self.inputs[sae.site_in])
         before = flat(self.stage.value(sae.site_in))
         moved = sae.decode(sae.encode(x), x) - sae.decode(sae.encode(before), before)
+        for other in earlier(self.stage.saes, site):
+            x, before = flat(self.inputs[other.site_in]), flat(self.stage.value(other.site_in))
+            moved = moved + (other.encode(x) - other.encode(before)) @ other.weight_at(site)
         return clean + moved.reshape(value.shape).to(value.dtype)
 
     def skipped(self, sae: SparseCoder) -> Tensor | None:
@@ -162,8 +169,12 @@ def replay(
     row; of a linear run what of it goes with the whole source."""
     at: dict[str, list[tuple[int, int, Tensor]]] = {}
     for row, source in enumerate(sources):
-        gone = source.written if way == "linear" else taken(source, share, stage.clean, stage.saes)
-        at.setdefault(source.site, []).append((row, source.position, gone))
+        if way == "linear":
+            gone = {source.site: source.written, **source.elsewhere}
+        else:
+            gone = taken(source, share, stage.clean, stage.saes)
+        for site, each in gone.items():
+            at.setdefault(site, []).append((row, source.position, each))
     rows = _Rows(stage, way, at, wanted)
     sites = {
         *at,

@@ -6,8 +6,8 @@ A latent's change goes through its SAE's decoder, with the SAE's input as it was
 the site stays.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from gossamer.attribution.nodes import Clean
 from gossamer.errors import SiteError
 from gossamer.graph.nodes import KINDS, Nodes
-from gossamer.saes.rows import write_rows
+from gossamer.saes.crosscoder import Face, encode_read, parts_at, read_by
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import earlier, rows_written
 from gossamer.sites import BEFORE_BLOCKS
 
 CHANGEABLE = ("latent", "error", "token", "position")
@@ -40,6 +41,9 @@ class Source:
 
     latent: int | None
     """Of an SAE whose decoder is not linear in its latents, which one it is; else None."""
+
+    elsewhere: Mapping[str, Float[Tensor, " width"]] = field(default_factory=dict)
+    """What it writes at other sites, of a latent that writes several."""
 
 
 def changeable(nodes: Nodes) -> Bool[np.ndarray, " n"]:
@@ -74,30 +78,51 @@ def _written(
             f"{node.id} cannot be changed; latents, errors, tokens and position embeddings can."
         )
     positions = torch.as_tensor(nodes.positions[some].astype(np.int64))
+    elsewhere: list[dict[str, Tensor]] = [{} for _ in some]
     if node.kind in ("token", "position"):
         written, latents = clean.at(node.site)[positions], [None] * len(some)
     else:
         sae = saes[node.site]
-        x = clean.at(sae.site_in)[positions]
-        encoded = sae.encode(x)
+        x = read_by(sae, clean.at)[positions]
+        encoded = encode_read(sae, x)
         if node.kind == "error":
             written, latents = clean.at(node.site)[positions] - sae.decode(encoded, x), [None]
             latents *= len(some)
+            for other in earlier(saes, node.site):
+                before = other.encode(clean.at(other.site_in)[positions])
+                written = written - before @ other.weight_at(node.site)
         else:
             units = torch.as_tensor(nodes.units[some])
             values = encoded[torch.arange(len(some)), units]
-            written = values[:, None] * write_rows(sae, units.to(x.device), x)
-            latents = [None if isinstance(sae, SAE) else int(unit) for unit in units]
+            rows = {
+                site: values[:, None] * each
+                for part in parts_at(node.site, saes)
+                for site, each in rows_written(part, units.to(x.device), x).items()
+            }
+            written = rows.pop(node.site)
+            elsewhere = [{site: each[i] for site, each in rows.items()} for i in range(len(some))]
+            latents = [None if isinstance(sae, SAE | Face) else int(unit) for unit in units]
     return [
-        Source(node.site, int(position), row, latent)
-        for position, row, latent in zip(positions, written, latents, strict=True)
+        Source(node.site, int(position), row, latent, others)
+        for position, row, latent, others in zip(
+            positions, written, latents, elsewhere, strict=True
+        )
     ]
 
 
 def taken(
     source: Source, share: float, clean: Clean, saes: dict[str, SparseCoder]
+) -> dict[str, Float[Tensor, " width"]]:
+    """What is gone from the values at the source's sites when a share of the source is taken
+    away."""
+    here = _taken_here(source, share, clean, saes)
+    return {source.site: here, **{site: share * row for site, row in source.elsewhere.items()}}
+
+
+def _taken_here(
+    source: Source, share: float, clean: Clean, saes: dict[str, SparseCoder]
 ) -> Float[Tensor, " width"]:
-    """What is gone from the value at the source's site when a share of the source is taken away."""
+    """The same at its first site."""
     if source.latent is None:
         return share * source.written
     sae = saes[source.site]

@@ -54,6 +54,8 @@ def _name_for(sae: SAE) -> str:
         reason = f"no transcoder that undoes its normalization ({sae.normalization})"
     elif wanted.transcoder and sae.subtract_b_dec:
         reason = "no skip connection together with subtract_b_dec"
+    elif sae.sites_later:
+        reason = f"no latents that write several sites, here {', '.join(sae.sites_later)} too"
     elif sae.normalization == "center" and sae.site_in.rpartition(".")[2] not in CENTRED_KINDS:
         reason = f"no centring at {sae.site_in}"
     if reason is not None:
