@@ -3,19 +3,29 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.launched import launched
 from gossamer.cli.options import Count, OutFile, corpus_options, texts_of
 from gossamer.errors import GossamerError
+
+if TYPE_CHECKING:
+    from gossamer.dashboards import Dashboard
 
 
 @click.command("dashboard", short_help="What latents do over a corpus.")
 @click.option("--model", "model_name", default="pico-python", show_default=True)
 @click.option("--saes", "saes_name", default="pico-python", show_default=True)
-@click.option("--site", default=None, help="The SAE that writes here; default: the only one.")
+@click.option(
+    "--site",
+    default=None,
+    help="The SAE that writes here; default: the only one, "
+    "or a crosscoder at the first of its sites.",
+)
 @click.option("--latents", "wanted", default=None, help="Such as 0-63,100; default: all.")
 @corpus_options("its training part")
 @click.option("--tokens", "n_tokens", type=Count(), default="262144", show_default=True)
@@ -26,36 +36,71 @@ from gossamer.errors import GossamerError
 @click.option("--labels", is_flag=True, help="Write labels into the SAE's directory (--saes).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def dashboard_command(model_name: str, saes_name: str, **options: Any) -> None:
-    """Examples, histogram, logit effects and neighbours of latents, from one pass.
+    """Examples, histogram, logit effects and neighbours of latents, from one pass. Started with
+    torchrun, its processes share the corpus.
 
     \b
-    Example:
+    Examples:
       gossamer dashboard --saes runs/r2 --latents 0-63 --html latents.html
+      torchrun --nproc-per-node 4 -m gossamer dashboard --saes runs/r2 --tokens 1e7 --save it
     """
-    from gossamer.corpus import as_corpus
-    from gossamer.dashboards import dashboard
-    from gossamer.library import load_model, load_saes
-    from gossamer.saes.labels import save_labels
-    from gossamer.saes.sae import SAE
+    with launched() as speaks:
+        board, folder = _made(model_name, saes_name, options, speaks)
+        if speaks:
+            _say(board, folder, options)
 
-    saes = {site: sae for site, sae in load_saes(saes_name).items() if isinstance(sae, SAE)}
-    site = options["site"] or (next(iter(saes)) if len(saes) == 1 else None)
-    if site not in saes:
-        raise GossamerError(f"Say which SAE with --site: {saes_name} has {', '.join(saes)}.")
-    folder = _folder(saes_name, site) if options["labels"] else None
-    texts, d_sae = texts_of(options, "texts"), saes[site].d_sae
+
+def _made(
+    model_name: str, saes_name: str, options: dict[str, Any], speaks: bool
+) -> tuple["Dashboard", Path | None]:
+    """The dashboard, and where its labels go."""
+    from gossamer.dashboards import dashboard
+    from gossamer.distributed import together
+
+    loaded = together(partial(_loaded, model_name, saes_name, options))
+    model, sae, corpus, latents, folder = loaded
     board = dashboard(
-        load_model(model_name),
-        saes[site],
-        as_corpus(options["corpus"], column=options["column"]),
-        latents=None if options["wanted"] is None else numbers(options["wanted"], d_sae),
+        model,
+        sae,
+        corpus,
+        latents=latents,
         n_tokens=options["n_tokens"],
         context=options["context"],
         batch=options["batch"],
-        texts=texts,
+        texts=texts_of(options, "texts"),
         prepend_bos=options["prepend_bos"],
-        progress=sys.stderr.isatty(),
+        progress=speaks and sys.stderr.isatty(),
     )
+    return board, folder
+
+
+def _loaded(model_name: str, saes_name: str, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Model, SAE, corpus, latents and where labels go: all that can be refused before the pass."""
+    from gossamer.corpus import as_corpus
+    from gossamer.dashboards.dashboard import encoder_of
+    from gossamer.library import load_model, load_saes
+    from gossamer.saes.crosscoder import Face, parts_at
+    from gossamer.saes.sae import SAE
+
+    found = load_saes(saes_name)
+    saes = {site: sae for site, sae in found.items() if isinstance(sae, SAE | Face)}
+    sites = [part.site_out for part in parts_at(next(iter(saes)), saes)] if saes else []
+    site = options["site"] or (sites[0] if len(sites) == len(saes) > 0 else None)
+    if site not in saes:
+        raise GossamerError(f"Say which SAE with --site: {saes_name} has {', '.join(saes)}.")
+    folder = _folder(saes_name, site) if options["labels"] else None
+    texts_of(options, "texts")
+    wanted, d_sae = options["wanted"], encoder_of(saes[site]).d_sae
+    latents = None if wanted is None else numbers(wanted, d_sae)
+    corpus = as_corpus(options["corpus"], column=options["column"])
+    return load_model(model_name), saes[site], corpus, latents, folder
+
+
+def _say(board: "Dashboard", folder: Path | None, options: dict[str, Any]) -> None:
+    """Write what was asked for, and show it."""
+    from gossamer.saes.labels import save_labels
+
+    site = board.site_out
     if options["html"] is not None:
         board.to_html(options["html"])
     if options["save"] is not None:

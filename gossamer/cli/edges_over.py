@@ -2,11 +2,13 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.launched import launched
 from gossamer.cli.options import Count, OutFile, corpus_options, loaded, model_options
 from gossamer.errors import GossamerError
 
@@ -39,16 +41,26 @@ BY = ("size", "sum", "mean", "normalised", "n_edges", "largest")
 def edges_over_command(model_name: str, saes_name: str | None, **options: Any) -> None:
     """Which latent drives which, over a corpus: direct edges between SAEs, attention and norms
     held, added up by pair of latents and distance. A run that was stopped goes on in its --out.
+    Started with torchrun, its processes share the pieces of the corpus; the table is the same.
 
     \b
     Examples:
       gossamer edges-over --saes pico-python/transcoders --tokens 20000
       gossamer edges-over --tokens 2e6 --corpus stdlib/train --part 0/2 --out table-0
+      torchrun --nproc-per-node 4 -m gossamer edges-over --tokens 2e6 --out table
       gossamer edges-over --table table-0 --table table-1 --out table --html edges.html
     """
     if options["into"] is not None and options["out_of"] is not None:
         raise GossamerError("Give --into or --out-of, not both.")
-    table = _table(model_name, saes_name, options)
+    with launched() as speaks:
+        if options["tables"] and not speaks:  # there is nothing to share
+            return
+        table = _table(model_name, saes_name, options, speaks)
+        if speaks:
+            _say(table, options)
+
+
+def _say(table: "EdgeTable", options: dict[str, Any]) -> None:
     rows = _chosen(table, options)
     if options["html"] is not None:
         from gossamer.views.edge_table import edge_table_to_html
@@ -63,23 +75,29 @@ def edges_over_command(model_name: str, saes_name: str | None, **options: Any) -
     _show(table, rows, options["by"])
 
 
-def _table(model_name: str, saes_name: str | None, options: dict[str, Any]) -> "EdgeTable":
+def _table(
+    model_name: str, saes_name: str | None, options: dict[str, Any], speaks: bool
+) -> "EdgeTable":
     from gossamer.attribution.over.over import edges_over
     from gossamer.attribution.over.table import EdgeTable
     from gossamer.corpus import as_corpus
+    from gossamer.distributed import together
 
-    model, saes = loaded(model_name, saes_name or f"{model_name}/transcoders")
+    saes_name = saes_name or f"{model_name}/transcoders"
     if options["tables"]:
+        _, saes = loaded(model_name, saes_name)
         found = [EdgeTable.load(directory, saes) for directory in options["tables"]]
         if len(found) == 1:
             return found[0]
         if options["out"] is None:
             raise GossamerError("Several tables are merged into --out; name that directory.")
         return EdgeTable.merge(found, options["out"])
+    model, saes = together(partial(loaded, model_name, saes_name))
+    corpus = partial(as_corpus, options["corpus"], split="held_out", column=options["column"])
     return edges_over(
         model,
         saes,
-        as_corpus(options["corpus"], split="held_out", column=options["column"]),
+        together(corpus),
         n_tokens=options["n_tokens"],
         offsets=options["offsets"],
         context=options["context"],
@@ -87,7 +105,7 @@ def _table(model_name: str, saes_name: str | None, options: dict[str, Any]) -> "
         part=_part(options["part"]),
         directory=options["out"],
         prepend_bos=options["prepend_bos"],
-        progress=sys.stderr.isatty(),
+        progress=speaks and sys.stderr.isatty(),
     )
 
 

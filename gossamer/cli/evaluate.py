@@ -2,11 +2,13 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gossamer.cli.launched import launched
 from gossamer.cli.options import Count, OutFile, corpus_options, texts_of
 from gossamer.errors import GossamerError, SiteError
 
@@ -33,28 +35,23 @@ if TYPE_CHECKING:
 @click.option("--save", type=OutFile(), default=None, help="Write all as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
-    """Score each SAE alone in its model, its error dropped.
+    """Score each SAE alone in its model, its error dropped. Started with torchrun, its processes
+    share the corpus.
 
     \b
-    Example:
+    Examples:
       gossamer evaluate --model pico-python --saes runs/r2 --corpus stdlib --html card.html
+      torchrun --nproc-per-node 4 -m gossamer evaluate --saes runs/r2 --tokens 1e6
     """
-    from gossamer.corpus import as_corpus
-    from gossamer.dashboards import Dashboard
-    from gossamer.evaluation import evaluate
-    from gossamer.library import load_model, load_saes
+    with launched() as speaks:
+        _evaluate(model_name, saes_name, options, speaks)
 
-    prompts = texts_of(options, "prompts")
-    corpus = as_corpus(options["corpus"], split="held_out", column=options["column"])
-    if options["boards"] and options["html"] is None:
-        raise GossamerError("--dashboard gives texts to the page of --html; write that as well.")
-    boards = [Dashboard.load(path) for path in options["boards"]]
-    model, saes = load_model(model_name), dict(load_saes(saes_name))
-    for site in options["sites"]:
-        if site not in saes:
-            raise SiteError(f"No SAE in {saes_name} writes {site}; there are {', '.join(saes)}.")
-    if options["sites"]:
-        saes = {site: saes[site] for site in options["sites"]}
+
+def _evaluate(model_name: str, saes_name: str, options: dict[str, Any], speaks: bool) -> None:
+    from gossamer.distributed import together
+    from gossamer.evaluation import evaluate
+
+    model, saes, corpus, boards = together(partial(_loaded, model_name, saes_name, options))
     report = evaluate(
         model,
         saes,
@@ -62,10 +59,12 @@ def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
         n_tokens=options["n_tokens"],
         context=options["context"],
         batch=options["batch"],
-        prompts=prompts,
+        prompts=texts_of(options, "prompts"),
         prepend_bos=options["prepend_bos"],
-        progress=sys.stderr.isatty(),
+        progress=speaks and sys.stderr.isatty(),
     )
+    if not speaks:
+        return
     if options["html"] is not None:
         labels = {site: getattr(sae, "labels", None) for site, sae in saes.items()}
         excerpts = {board.site_out: board.excerpts() for board in boards}
@@ -76,6 +75,26 @@ def evaluate_command(model_name: str, saes_name: str, **options: Any) -> None:
         click.echo(json.dumps(report.to_dict(latents=False), indent=1))
     else:
         _print(report)
+
+
+def _loaded(model_name: str, saes_name: str, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Model, SAEs, corpus and dashboards: all that can be refused before any pass."""
+    from gossamer.corpus import as_corpus
+    from gossamer.dashboards import Dashboard
+    from gossamer.library import load_model, load_saes
+
+    texts_of(options, "prompts")
+    corpus = as_corpus(options["corpus"], split="held_out", column=options["column"])
+    if options["boards"] and options["html"] is None:
+        raise GossamerError("--dashboard gives texts to the page of --html; write that as well.")
+    boards = [Dashboard.load(path) for path in options["boards"]]
+    model, saes = load_model(model_name), dict(load_saes(saes_name))
+    for site in options["sites"]:
+        if site not in saes:
+            raise SiteError(f"No SAE in {saes_name} writes {site}; there are {', '.join(saes)}.")
+    if options["sites"]:
+        saes = {site: saes[site] for site in options["sites"]}
+    return model, saes, corpus, boards
 
 
 def _print(report: "Report") -> None:

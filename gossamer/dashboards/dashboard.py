@@ -1,7 +1,9 @@
 """`dashboard`: what chosen latents of an SAE do over a corpus, from one pass."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -14,12 +16,14 @@ from gossamer.dashboards.board import Dashboard, TriedText
 from gossamer.dashboards.examples import Examples, choose, windows
 from gossamer.dashboards.pairs import Gathered, Pairs
 from gossamer.dashboards.together import Together, why_not
+from gossamer.distributed import check_same, ranks, together
 from gossamer.errors import GossamerError
 from gossamer.evaluation.evaluate import check_texts
 from gossamer.evaluation.weights import decoder_neighbours, logit_extremes
 from gossamer.models.model import Model
 from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import remember
+from gossamer.saes.crosscoder import Face, encode_read, read_by, sites_read
 from gossamer.saes.labels import Labels
 from gossamer.saes.sae import SAE
 from gossamer.splice import check_saes, chosen_bos, flat, run
@@ -51,7 +55,7 @@ TOGETHER_ROWS = 256
 
 def dashboard(  # noqa: PLR0913  the public face; everything by name
     model: Model,
-    sae: SAE,
+    sae: SAE | Face,
     corpus: Any = "stdlib",
     *,
     latents: Iterable[int] | None = None,
@@ -69,9 +73,13 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
 ) -> Dashboard:
     """Gather what latents do over a corpus, in one pass; BOS tokens and padding count for nothing.
 
+    Processes that torchrun started share the batches; every one calls it alike, and gets the same
+    dashboard.
+
     Args:
         model: what the SAE belongs to; it runs no further than the site that is read.
-        sae: an SAE or transcoder.
+        sae: an SAE or transcoder, or a crosscoder at one of its sites, `crosscoder.faces()[site]`:
+            logit effects and neighbours are those of what it writes there.
         corpus: whatever `as_corpus` takes; "stdlib" is its training part, of which there is most.
         latents: which; None: all.
         n_tokens: tokens that are looked at, or as many as the corpus has.
@@ -86,58 +94,38 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
         prepend_bos: overrides what the SAE's file and the family say.
         progress: show a bar on standard error.
     """
-    if not isinstance(sae, SAE):
-        raise GossamerError(
-            f"A dashboard is of one SAE, got {type(sae).__name__}; load_sae gives one."
-        )
-    check_saes(model, {sae.site_out: sae})
-    watched = _watched(sae, latents)
-    context = chosen_context(model, context)
-    source = as_corpus(corpus)
-    bos = chosen_bos(prepend_bos, [sae], [""])
-    check_texts(model, texts, bos)
-    if not n_tokens >= 1:  # nan too
-        raise GossamerError(f"A dashboard looks at 1 token at least, got n_tokens={n_tokens}.")
-    packed = _first(blocks(source, model, context=context, prepend_bos=bos), n_tokens)
-    size = max(1, BATCH_TOKENS // context) if batch is None else batch
-    missing = why_not(len(watched), sae.d_sae)
-    rank = torch.full((sae.d_sae,), -1)
-    rank[watched] = torch.arange(len(watched))
-    gathered = Gathered(
-        context,
-        torch.zeros(len(watched), dtype=torch.long),
-        torch.zeros(len(watched)),
-        rank,
-        Together(watched, sae.d_sae) if missing is None else None,
-        torch.zeros(sae.d_sae, dtype=torch.long),
-        [],
+    how = {"n_tokens": n_tokens, "context": context, "prepend_bos": prepend_bos, "texts": texts}
+    work = together(partial(_settled, model, sae, corpus, latents, how=how))
+    watched, d_sae = work.watched, encoder_of(sae).d_sae
+    size = max(1, BATCH_TOKENS // work.context) if batch is None else batch
+    missing = why_not(len(watched), d_sae)
+    gathered = _nothing(work, d_sae, n_top, counts_together=missing is None)
+    done = together(partial(_gather_all, model, sae, work, gathered, size=size, shows=progress))
+    check_same(
+        (model.name, work.name, size, n_top, watched.tolist(), list(texts), done.digest),
+        "dashboard",
     )
-    corpus_tokens: list[Tensor] = []
-    n_seen = 0
-    for group in tqdm(in_groups(packed, size), desc="latents", disable=not progress):
-        n_seen += _gather(model, sae, group, gathered=gathered, corpus_tokens=corpus_tokens)
-    if n_seen == 0:
-        raise GossamerError(
-            f"The corpus {source.name} has no tokens that count; give a longer one."
-        )
+    if done.n_tokens == 0:
+        raise GossamerError(f"The corpus {work.name} has no tokens that count; give a longer one.")
+    gathered.merge()
     pairs = gathered.pairs()
     shown = choose(gathered, pairs, n_top=n_top, n_quantiles=n_quantiles, n_each=n_each)
-    examples = windows(pairs, shown, torch.cat(corpus_tokens), before=before, after=after)
+    examples = windows(pairs, shown, done.ids, before=before, after=after)
     words = _words(gathered, len(watched), model.d_vocab)
     logits = logit_extremes(model, sae, watched, min(N_LOGITS, model.d_vocab))
-    tried = tuple(_tried(model, sae, watched, text, bos=bos) for text in texts)
+    tried = tuple(_tried(model, sae, watched, text, bos=work.bos) for text in texts)
     about = {
         "model": model.name,
-        "corpus": source.name,
-        "n_tokens": n_seen,
-        "context": context,
+        "corpus": work.name,
+        "n_tokens": done.n_tokens,
+        "context": work.context,
         "before": before,
-        "d_sae": sae.d_sae,
+        "d_sae": d_sae,
         "no_together": missing,
-        "neuronpedia_id": sae.metadata.get("neuronpedia_id"),
+        "neuronpedia_id": encoder_of(sae).metadata.get("neuronpedia_id"),
     }
     return Dashboard(
-        site_in=sae.site_in,
+        site_in=encoder_of(sae).site_in,
         site_out=sae.site_out,
         about=about,
         latents=watched,
@@ -156,16 +144,119 @@ def dashboard(  # noqa: PLR0913  the public face; everything by name
     )
 
 
-def _watched(sae: SAE, latents: Iterable[int] | None) -> Int64[Tensor, " n_latents"]:
-    chosen = list(range(sae.d_sae)) if latents is None else [int(i) for i in latents]
-    wrong = [i for i in chosen if not 0 <= i < sae.d_sae]
+def encoder_of(sae: SAE | Face) -> SAE:
+    """What gives the latents: the SAE itself, or that of all sites of a crosscoder."""
+    return sae.crosscoder.joint if isinstance(sae, Face) else sae
+
+
+class _Work(NamedTuple):
+    """What is to be done."""
+
+    watched: Int64[Tensor, " n_latents"]
+    """Latents."""
+
+    packed: Iterator[TokenBlock]
+    """The corpus, as much of it as was asked for."""
+
+    context: int
+    """Tokens of a block."""
+
+    bos: bool | None
+    """Whether BOS is put before texts."""
+
+    name: str
+    """Of the corpus."""
+
+
+class _Done(NamedTuple):
+    """What is known of the corpus after the pass, in every process."""
+
+    n_tokens: int
+    """Tokens that count."""
+
+    ids: Int64[Tensor, "blocks context"]
+    """All tokens; -1 where a block ends."""
+
+    digest: str
+    """Of the tokens."""
+
+
+def _settled(
+    model: Model,
+    sae: SAE | Face,
+    corpus: Any,
+    latents: Iterable[int] | None,
+    *,
+    how: Mapping[str, Any],
+) -> _Work:
+    """What can be said before any pass. GossamerError for what cannot be done."""
+    if not isinstance(sae, SAE | Face):
+        raise GossamerError(
+            f"A dashboard is of one SAE, got {type(sae).__name__}; load_sae gives one, and "
+            "crosscoder.faces()[site] a crosscoder at one of its sites."
+        )
+    check_saes(model, {sae.site_out: sae})
+    watched = _watched(sae, latents)
+    context = chosen_context(model, how["context"])
+    source = as_corpus(corpus)
+    bos = chosen_bos(how["prepend_bos"], [sae], [""])
+    check_texts(model, how["texts"], bos)
+    n_tokens = how["n_tokens"]
+    if not n_tokens >= 1:  # nan too
+        raise GossamerError(f"A dashboard looks at 1 token at least, got n_tokens={n_tokens}.")
+    packed = _first(blocks(source, model, context=context, prepend_bos=bos), n_tokens)
+    return _Work(watched, packed, context, bos, source.name)
+
+
+def _nothing(work: _Work, d_sae: int, n_top: int, *, counts_together: bool) -> Gathered:
+    n = len(work.watched)
+    rank = torch.full((d_sae,), -1)
+    rank[work.watched] = torch.arange(n)
+    return Gathered(
+        work.context,
+        torch.zeros(n, dtype=torch.long),
+        torch.zeros(n),
+        rank,
+        Together(work.watched, d_sae) if counts_together else None,
+        torch.zeros(d_sae, dtype=torch.long),
+        n_top,
+        [],
+    )
+
+
+def _gather_all(
+    model: Model, sae: SAE | Face, work: _Work, gathered: Gathered, *, size: int, shows: bool
+) -> _Done:
+    """Run the batches that are this process's; each process cuts the whole corpus."""
+    here, digest = ranks(), hashlib.sha256()
+    parts: list[Tensor] = []
+    n_tokens = n_blocks = 0
+    bar = tqdm(in_groups(work.packed, size), desc="latents", disable=not (shows and here.is_first))
+    for number, group in enumerate(bar):
+        if number % here.size == here.rank:
+            _gather(model, sae, group, gathered=gathered, first_block=n_blocks)
+        ids, mask = padded(group)
+        kept = torch.full((len(ids), work.context), -1)
+        kept[:, : ids.shape[1]] = torch.where(mask, ids, -1)
+        digest.update(kept.numpy().tobytes())
+        parts.append(kept)
+        n_blocks += len(group)
+        n_tokens += int(counted(group, exclude_special=True).sum())
+    ids = torch.cat(parts) if parts else torch.zeros(0, work.context, dtype=torch.long)
+    return _Done(n_tokens, ids, digest.hexdigest())
+
+
+def _watched(sae: SAE | Face, latents: Iterable[int] | None) -> Int64[Tensor, " n_latents"]:
+    d_sae = encoder_of(sae).d_sae
+    chosen = list(range(d_sae)) if latents is None else [int(i) for i in latents]
+    wrong = [i for i in chosen if not 0 <= i < d_sae]
     if not chosen or wrong or len(set(chosen)) < len(chosen):
         got = f"{wrong[0]}" if wrong else "none" if not chosen else "one twice"
-        raise GossamerError(f"Latents are different numbers from 0 to {sae.d_sae - 1}, got {got}.")
+        raise GossamerError(f"Latents are different numbers from 0 to {d_sae - 1}, got {got}.")
     return torch.tensor(chosen)
 
 
-def _first(packed: Iterable[TokenBlock], n_tokens: int) -> Iterable[TokenBlock]:
+def _first(packed: Iterator[TokenBlock], n_tokens: int) -> Iterator[TokenBlock]:
     """Blocks up to so many tokens that count."""
     for block in packed:
         if n_tokens <= 0:
@@ -177,31 +268,28 @@ def _first(packed: Iterable[TokenBlock], n_tokens: int) -> Iterable[TokenBlock]:
 @torch.no_grad()
 def _gather(
     model: Model,
-    sae: SAE,
+    sae: SAE | Face,
     group: Sequence[TokenBlock],
     *,
     gathered: Gathered,
-    corpus_tokens: list[Tensor],
-) -> int:
-    """Run some blocks; returns how many tokens counted."""
+    first_block: int,
+) -> None:
+    """Run some blocks, numbered from `first_block` on."""
     ids, mask = padded(group)
     seen: dict[str, Tensor] = {}
     tokens = TokenBatch(ids.to(model.device), mask.to(model.device))
-    model.forward(tokens, {sae.site_in: remember(seen, sae.site_in)}, to_the_end=False)
+    taps = {site: remember(seen, site) for site in sites_read(sae)}
+    model.forward(tokens, taps, to_the_end=False)
     chosen = counted(group, exclude_special=True)
-    width, done = ids.shape[1], sum(len(part) for part in corpus_tokens)
     rows, columns = chosen.nonzero(as_tuple=True)
-    places = (rows + done) * gathered.context + columns
-    x = flat(seen[sae.site_in])[chosen.to(model.device)]
+    places = (rows + first_block) * gathered.context + columns
+    x = read_by(sae, lambda site: flat(seen[site])[chosen.to(model.device)])
     for first in range(0, len(x), ENCODE_ROWS):
         piece = slice(first, first + ENCODE_ROWS)
-        pairs = gathered.add(sae.encode_sparse(x[piece]), places[piece])
-        block, position = pairs.places // gathered.context - done, pairs.places % gathered.context
-        gathered.add_words(pairs, ids[block, position], model.d_vocab)
-    kept = torch.full((len(ids), gathered.context), -1)
-    kept[:, :width] = torch.where(mask, ids, -1)
-    corpus_tokens.append(kept)
-    return len(x)
+        pairs = gathered.add(encoder_of(sae).encode_sparse(x[piece]), places[piece])
+        block = pairs.places // gathered.context - first_block
+        gathered.add_words(pairs, ids[block, pairs.places % gathered.context], model.d_vocab)
+    gathered.fit()
 
 
 def _histogram(gathered: Gathered, pairs: Pairs) -> Int64[Tensor, "n_latents bins"]:
@@ -216,6 +304,7 @@ def _words(gathered: Gathered, n: int, d_vocab: int) -> tuple[tuple[int, ...], .
     """The top tokens of each latent."""
     found: list[list[int]] = [[] for _ in range(n)]
     keys, shares = gathered.words()
+    shares = shares.float()  # so that the order in which they were added up breaks no tie
     order = shares.argsort(descending=True, stable=True)
     largest = [0.0] * n
     order = order[(keys[order] // d_vocab).argsort(stable=True)]
@@ -249,7 +338,7 @@ def _texts(model: Model, examples: Examples, words: Any, logits: Any) -> dict[in
     return {token: model.token_strings([token])[0] for token in ids if token >= 0}
 
 
-def _name(model: Model, sae: SAE, latent: int, tokens: tuple[int, ...]) -> str:
+def _name(model: Model, sae: SAE | Face, latent: int, tokens: tuple[int, ...]) -> str:
     if sae.labels is not None:
         return sae.labels[latent]
     texts = tuple(model.token_strings([token])[0] for token in tokens)
@@ -257,9 +346,12 @@ def _name(model: Model, sae: SAE, latent: int, tokens: tuple[int, ...]) -> str:
 
 
 @torch.no_grad()
-def _tried(model: Model, sae: SAE, watched: Tensor, text: str, *, bos: bool | None) -> TriedText:
-    trace = run(model, text, record=sae.site_in, logits=False, prepend_bos=bos)
-    latents = sae.encode(trace.activations[sae.site_in].flatten(2))[0]
+def _tried(
+    model: Model, sae: SAE | Face, watched: Tensor, text: str, *, bos: bool | None
+) -> TriedText:
+    trace = run(model, text, record=sites_read(sae), logits=False, prepend_bos=bos)
+    x = read_by(sae, lambda site: trace.activations[site].flatten(2))
+    latents = encode_read(sae, x)[0]
     strings = model.token_strings(trace.tokens[0].tolist())
     return TriedText(
         tokens=tuple(strings), activations=latents[:, watched.to(latents.device)].T.cpu()

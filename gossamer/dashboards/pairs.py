@@ -4,6 +4,9 @@ While they fit every pair is kept. Past the bound whole blocks are dropped, late
 are those with the largest maxima, and a sample by a hash of (latent, block), which does not depend
 on the order or size of batches. What is counted (firings, maxima, tokens, pairs of latents) counts
 all pairs in any case.
+
+What several processes gathered is put together in each of them, one process's pairs after another's
+and within the same bound: each block was seen by one of them whole, so the same blocks are kept.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from gossamer.dashboards.together import Together
+from gossamer.distributed import gathered, largest, ranks, spread, total
 from gossamer.saes.sae import SparseLatents
 
 MAX_PAIRS = 8_000_000
@@ -23,7 +27,7 @@ LOOSE_WORDS = 2_000_000
 """Squares by latent and token that wait before they are added up."""
 
 N_TOP = 32
-"""Blocks with the largest maxima that are kept of each latent, at least."""
+"""Blocks with the largest maxima that are kept of each latent; more where more are shown."""
 
 N_SAMPLED = 128
 """Blocks that are kept of each latent as a sample."""
@@ -68,6 +72,9 @@ class Gathered:
     all_firings: Int64[Tensor, " d_sae"]
     """Firings of every latent of the SAE."""
 
+    n_top: int
+    """Strongest blocks of each latent that are shown."""
+
     parts: list[Pairs]
     """Kept pairs."""
 
@@ -95,15 +102,46 @@ class Gathered:
         self.maxima.scatter_reduce_(0, pairs.latents, values, "amax")
         self.parts.append(pairs)
         self.n_kept += len(values)
+        return pairs
+
+    def fit(self) -> None:
+        """Keep within the bound; all pairs of the blocks so far are there."""
         if self.n_kept > MAX_PAIRS:
             self._drop()
-        return pairs
 
     def add_words(self, pairs: Pairs, tokens: Int64[Tensor, " n"], d_vocab: int) -> None:
         """Add up the squares of activations by latent and token."""
         self.loose.append((pairs.latents * d_vocab + tokens, pairs.values.double().square()))
         if sum(len(keys) for keys, _ in self.loose[1:]) > max(LOOSE_WORDS, len(self.loose[0][0])):
             self.words()
+
+    def merge(self) -> None:
+        """Put together what the processes that share the corpus have gathered, in each of them. It
+        is then what one process would have, all pairs in the order of places."""
+        if ranks().size == 1:
+            self._settle()
+            return
+        self.firings, self.all_firings = total(self.firings), total(self.all_firings)
+        self.maxima = largest(self.maxima)
+        if self.together is not None:
+            self.together.merge()
+        mine, (keys, squares) = self.pairs(), self.words()
+        self.parts, self.n_kept, self.loose = [], 0, []
+        for rank, (n_pairs, n_words) in enumerate(gathered((len(mine.values), len(keys)))):
+            self.parts.append(Pairs(*(_of(rank, column, n_pairs) for column in mine)))
+            self.n_kept += n_pairs
+            self.fit()
+            self.loose.append((_of(rank, keys, n_words), _of(rank, squares, n_words)))
+            self.words()
+        self.sampled = int(self.firings.sum()) > MAX_PAIRS
+        pairs = self.pairs()
+        self.parts = [pairs.chosen(pairs.places.argsort(stable=True))]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Where pairs were dropped: keep of the last ones, too, no more than of the first."""
+        if self.sampled:
+            self._drop()
 
     def words(self) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
         """(latent · d_vocab + token, Σ activation²), the first sorted and unique."""
@@ -133,11 +171,17 @@ class Gathered:
         """Keep the strongest blocks and the sample of each latent."""
         pairs = self.pairs()
         groups, inverse = _groups(pairs, self.context)
-        strongest = rank_within(groups.latents, -groups.maxima.double()) < N_TOP
+        n_top = max(N_TOP, self.n_top)
+        strongest = rank_within(groups.latents, -groups.maxima.double()) < n_top
         sample = rank_within(groups.latents, groups.priorities) < N_SAMPLED
         self.parts = [pairs.chosen((strongest | sample)[inverse])]
         self.n_kept = len(self.parts[0].values)
         self.sampled = True
+
+
+def _of(rank: int, column: Tensor, n: int) -> Tensor:
+    """The column of another process, which has n rows."""
+    return spread(column if ranks().rank == rank else column.new_empty(n), rank)
 
 
 class _Groups(NamedTuple):

@@ -8,11 +8,16 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from gossamer.distributed import total
+
 MAX_ENTRIES = 256_000_000
 """Entries of the table (watched latents × all latents, 4 bytes each); a larger one is not made."""
 
 TOKENS_AT_ONCE = 256
 """Tokens whose pairs are in memory at once, those with like numbers of latents together."""
+
+ROWS_AT_ONCE = 1024
+"""Rows of the table that are added up over processes at once."""
 
 PRODUCT_FROM = 1 / 500
 """Share of all entries from which on the product is faster."""
@@ -53,6 +58,11 @@ class Together:
             place = (offsets[some, None] + column).clamp(max=max(0, len(indices) - 1))
             if inside.any():
                 self._add_pairs(indices[place].masked_fill(~inside, len(self.rank)))
+
+    def merge(self) -> None:
+        """Add up what the processes that share the corpus have counted, in each of them."""
+        for rows in self._table.split(ROWS_AT_ONCE):
+            rows.copy_(total(rows))
 
     def _add_pairs(self, latents: Int64[Tensor, "tokens k"]) -> None:
         """Latents by token, filled up with d_sae."""

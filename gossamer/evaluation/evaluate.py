@@ -1,6 +1,9 @@
 """`evaluate`: two passes over a corpus, then what the weights say, as one card for each SAE."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,13 +13,16 @@ from tqdm import tqdm
 
 from gossamer.activations.rows import in_groups
 from gossamer.corpus import TokenBlock, as_corpus, blocks, chosen_context, puts_bos
+from gossamer.distributed import check_same, ranks, together
 from gossamer.errors import GossamerError, PromptError
-from gossamer.evaluation.passes import KINDS, Batch, Losses, Seen, score, see
+from gossamer.evaluation.everyone import everyones_losses, everyones_seen
+from gossamer.evaluation.passes import KINDS, Batch, Losses, Seen, put, score, see
 from gossamer.evaluation.report import Card, NextTokens, Report, at_positions, share
 from gossamer.evaluation.weights import decoder_neighbours, logit_extremes, round_trip
 from gossamer.metrics import dead_fraction
 from gossamer.models.model import Model
 from gossamer.saes.sae import SAE, SparseCoder
+from gossamer.saes.sets import earlier, sites_later
 from gossamer.splice import as_saes, check_saes, chosen_bos, run
 
 BATCH_TOKENS = 2048
@@ -43,10 +49,14 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
 ) -> Report:
     """The report card of each SAE, spliced alone into the model with its error dropped.
 
+    Processes that torchrun started share the batches; every one calls it alike, and gets the same
+    report.
+
     Args:
         model: what the SAEs belong to.
         saes: one, several, or a mapping; transcoders are scored at the site they write, a
-            crosscoder at each, where what it makes of all its sites in a clean run is put.
+            crosscoder at each, where what it makes of all its sites in a clean run is put; a
+            cross-layer transcoder at each of its sites alone, with what earlier layers write there.
         corpus: whatever `as_corpus` takes; "stdlib" is its held-out part.
         n_tokens: tokens that are scored at least, up to the end of a block.
         context: tokens of a block; None: the model's context, at most 256.
@@ -58,45 +68,98 @@ def evaluate(  # noqa: PLR0913  the public face; everything by name
     BOS tokens and padding take no part: they are neither replaced nor scored. GossamerError when
     the corpus has fewer tokens than asked.
     """
-    coders = as_saes(saes, faces=True)
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    how = {"n_tokens": n_tokens, "context": context, "batch": batch, "prepend_bos": prepend_bos}
+    work = together(partial(_settled, model, saes, corpus, how, prompts=prompts))
+    check_same((model.name, list(work.coders), work.about, work.digest, prompts), "evaluation")
+    coders, shows = work.coders, progress and ranks().is_first
+    seen = together(partial(_seen, model, work, shows=shows))
+    seen = everyones_seen(seen, coders, work.context, model.device)
+    means = {site: _mean(seen[site]) for site in coders}
+    losses = everyones_losses(together(partial(_scored, model, work, means, shows=shows)))
+    about = {**work.about, "n_predicted": next(iter(losses.values())).n}
+    cards = {site: _card(model, sae, seen[site], losses[site]) for site, sae in coders.items()}
+    return Report(
+        cards=cards,
+        about=about,
+        next_tokens=_next_tokens(model, coders, prompts, work.bos),
+        tokens=_named(model, cards),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be done."""
+
+    coders: Mapping[str, SparseCoder]
+    """By the site each writes."""
+
+    batches: list[Batch]
+    """Those of this process."""
+
+    context: int
+    """Tokens of a block."""
+
+    bos: bool | None
+    """Whether BOS is put before texts."""
+
+    about: Mapping[str, Any]
+    """What a report says beside its numbers, as far as it is known before."""
+
+    digest: str
+    """Of the tokens of all batches."""
+
+
+def _settled(
+    model: Model, saes: Any, corpus: Any, how: Mapping[str, Any], *, prompts: Sequence[str]
+) -> _Work:
+    """Everything that can be said before any pass. GossamerError for what cannot be done."""
+    coders = as_saes(saes, faces=True, later=True)
     if not coders:
         raise GossamerError("There is nothing to evaluate: give at least one SAE.")
     check_saes(model, coders)
     source = as_corpus(corpus, split="held_out")
-    bos = chosen_bos(prepend_bos, coders.values(), [""])
-    prompts = (prompts,) if isinstance(prompts, str) else prompts
+    bos = chosen_bos(how["prepend_bos"], coders.values(), [""])
     check_texts(model, prompts, bos)
-    context = chosen_context(model, context)
+    context = chosen_context(model, how["context"])
     if context == 2 and puts_bos(source, model, bos):
         raise GossamerError(
             "With context=2 a block is BOS and one token, so that nothing is predicted from a "
             f"token that counts; give 3 to {model.context_length}."
         )
-    packed = _enough(blocks(source, model, context=context, prepend_bos=bos), n_tokens, source.name)
-    size = max(1, BATCH_TOKENS // context) if batch is None else batch
-    batches = [Batch.of(group, model.device) for group in in_groups(packed, size)]
-    seen: dict[str, Seen] = {}
-    for each in tqdm(batches, desc="seen", disable=not progress):
-        see(model, coders, each, seen, context=context)
-    losses = {site: _none(context, model.device) for site in coders}
-    means = {site: _mean(seen[site]) for site in coders}
-    for each in tqdm(batches, desc="scored", disable=not progress):
-        score(model, coders, each, means=means, losses=losses)
-    counted = sum(int(each.counted.sum()) for each in batches)
+    packed = blocks(source, model, context=context, prepend_bos=bos)
+    chosen = _enough(packed, how["n_tokens"], source.name)
+    size = max(1, BATCH_TOKENS // context) if how["batch"] is None else how["batch"]
+    here, digest = ranks(), hashlib.sha256()
+    for block in chosen:
+        digest.update(block.tokens.numpy().tobytes() + b"/")
+    groups = list(in_groups(chosen, size))[here.rank :: here.size]
     about = {
         "model": model.name,
         "corpus": source.name,
         "context": context,
-        "n_tokens": counted,
-        "n_predicted": next(iter(losses.values())).n,
+        "n_tokens": sum(int((~block.special).sum()) for block in chosen),
     }
-    cards = {site: _card(model, sae, seen[site], losses[site]) for site, sae in coders.items()}
-    return Report(
-        cards=cards,
-        about=about,
-        next_tokens=_next_tokens(model, coders, prompts, bos),
-        tokens=_named(model, cards),
-    )
+    batches = [Batch.of(group, model.device) for group in groups]
+    return _Work(coders, batches, context, bos, about, digest.hexdigest())
+
+
+def _seen(model: Model, work: _Work, *, shows: bool) -> dict[str, Seen]:
+    """The first pass over the batches of this process."""
+    seen: dict[str, Seen] = {}
+    for each in tqdm(work.batches, desc="seen", disable=not shows):
+        see(model, work.coders, each, seen, context=work.context)
+    return seen
+
+
+def _scored(
+    model: Model, work: _Work, means: Mapping[str, Tensor], *, shows: bool
+) -> dict[str, Losses]:
+    """The second."""
+    losses = {site: _none(work.context, model.device) for site in work.coders}
+    for each in tqdm(work.batches, desc="scored", disable=not shows):
+        score(model, work.coders, each, means=means, losses=losses)
+    return losses
 
 
 def check_texts(model: Model, texts: Sequence[str], bos: bool | None) -> None:
@@ -206,7 +269,12 @@ def _next_tokens(
     for prompt in prompts:
         clean = _likely(model, run(model, prompt, prepend_bos=bos).logits)
         for site, sae in saes.items():
-            patched = run(model, prompt, sae, error="dropped", prepend_bos=bos).logits
+            if sites_later(sae) or earlier(saes, site):  # others write here too
+                tokens = model.batch([prompt], prepend_bos=bos)
+                taps = put(saes, site, "patched", tokens.mask, mean=torch.zeros(0))
+                patched = model.forward(tokens, taps)
+            else:
+                patched = run(model, prompt, sae, error="dropped", prepend_bos=bos).logits
             found.append(
                 NextTokens(
                     prompt=prompt, site_out=site, clean=clean, patched=_likely(model, patched)

@@ -19,6 +19,7 @@ from gossamer.models.prompts import TokenBatch
 from gossamer.models.taps import Tap, remember
 from gossamer.saes.crosscoder import Face, encode_read, sites_read
 from gossamer.saes.sae import SparseCoder
+from gossamer.saes.sets import earlier
 from gossamer.splice import flat
 
 ENCODE_ROWS = 1024
@@ -26,6 +27,9 @@ ENCODE_ROWS = 1024
 
 KINDS = ("patched", "zero", "mean")
 """What is put at a site: the reconstruction, zero, or the site's mean."""
+
+SUMS = ("cosine", "l2_ratio", "error_ratio", "reconstruction", "product", "l0", "l1")
+"""Names of what is summed over tokens; reconstruction is Σ‖ŷ‖², product Σ⟨y,ŷ⟩."""
 
 
 @dataclass(slots=True)
@@ -39,10 +43,17 @@ class Seen:
     """Tokens on which each latent was active."""
 
     sums: dict[str, float]
-    """cosine, l2_ratio, error_ratio, reconstruction (Σ‖ŷ‖²), product (Σ⟨y,ŷ⟩), l0, l1."""
+    """Of SUMS."""
 
     by_position: Float[Tensor, "context 3"]
     """Tokens, squared error and active latents at each position."""
+
+    @classmethod
+    def nothing(cls, d_sae: int, context: int, device: torch.device) -> "Seen":
+        """Over no token."""
+        zeros = torch.zeros(d_sae, dtype=torch.long, device=device)
+        table = torch.zeros(context, 3, dtype=torch.float64, device=device)
+        return cls(None, zeros, {}, table)
 
 
 @dataclass(slots=True)
@@ -111,6 +122,9 @@ def see(
             piece = slice(some, some + ENCODE_ROWS)
             latents = encode_read(sae, x[piece])
             guess = sae.decode(latents, x[piece])
+            for other in earlier(saes, name):
+                before = flat(found[other.site_in])[batch.counted][piece]
+                guess = guess + other.encode(before) @ other.weight_at(name)
             seen[name] = _added(
                 seen.get(name), (latents, y[piece], guess), positions[piece], context
             )
@@ -124,9 +138,7 @@ def _added(
 ) -> Seen:
     latents, y, guess = (value.double() for value in what)
     if before is None:
-        zeros = torch.zeros(latents.shape[1], dtype=torch.long, device=latents.device)
-        table = torch.zeros(context, 3, dtype=torch.float64, device=latents.device)
-        before = Seen(None, zeros, {}, table)
+        before = Seen.nothing(latents.shape[1], context, latents.device)
     here = Unexplained.of(y, guess)
     active = latents != 0
     size, length = guess.norm(dim=1), y.norm(dim=1)
@@ -171,7 +183,7 @@ def score(
         into.n += len(targets)
         into.nats["clean"] = into.nats.get("clean", 0.0) + clean_nats.sum().item()
         for kind in KINDS:
-            taps = put(sae, kind, batch.counted, means[name])
+            taps = put(saes, name, kind, batch.counted, mean=means[name])
             if kind == "patched" and isinstance(sae, Face):
                 taps = _put_clean(model, batch, sae)
             logits = _scored(model.forward(batch.tokens, taps), chosen)
@@ -185,20 +197,30 @@ def score(
 
 
 def put(
-    sae: SparseCoder,
+    saes: Mapping[str, SparseCoder],
+    site: str,
     kind: str,
     where: Bool[Tensor, "blocks pos"],
+    *,
     mean: Float[Tensor, " d_out"],
 ) -> dict[str, Tap]:
-    """Taps that put the reconstruction, zero or the mean at the site that an SAE writes."""
+    """Taps that put the reconstruction, zero or the mean at one of the sites that SAEs write."""
     read: dict[str, Tensor] = {}
+    sae, before = saes[site], earlier(saes, site)
 
     def write(value: Tensor) -> Tensor:
         width = flat(value)
         if kind == "patched":
             x = flat(read[sae.site_in])[where] if sae.site_in in read else width[where]
             pieces = [sae.decode(sae.encode(some), some) for some in x.split(ENCODE_ROWS)]
-            new = torch.cat(pieces).to(value.dtype)
+            new = torch.cat(pieces)
+            for other in before:
+                x = flat(read[other.site_in])[where]
+                pieces = [
+                    other.encode(some) @ other.weight_at(site) for some in x.split(ENCODE_ROWS)
+                ]
+                new = new + torch.cat(pieces)
+            new = new.to(value.dtype)
         else:
             new = (mean if kind == "mean" else torch.zeros_like(mean)).to(value.dtype)
             new = new.expand(int(where.sum()), -1)
@@ -206,9 +228,10 @@ def put(
         changed[where] = new
         return changed.reshape(value.shape)
 
-    taps: dict[str, Tap] = {sae.site_out: write}
-    if kind == "patched" and sae.site_in != sae.site_out:
-        taps = {sae.site_in: remember(read, sae.site_in), **taps}
+    taps: dict[str, Tap] = {site: write}
+    if kind == "patched":
+        sites = {each.site_in for each in (sae, *before)} - {site}
+        taps |= {each: remember(read, each) for each in sites}
     return taps
 
 

@@ -9,17 +9,21 @@
                          where the last norm is a LayerNorm
 
 The logit effect is the direct one, in units of 1/σ of the last norm: later blocks are ignored.
-Everything goes in batches of latents, so d_sae² is never in memory.
+Everything goes in batches of latents, so d_sae² is never in memory. Processes that torchrun started
+share the batches, and each has all rows in the end: what is here is called by all of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gossamer.distributed import all_rows, ranks
 from gossamer.models.model import Model
+from gossamer.saes.crosscoder import Face
 from gossamer.saes.sae import SAE
 from gossamer.sites import parse_site
 
@@ -40,9 +44,18 @@ class RoundTrip(NamedTuple):
     """Square of the own answer by the sum of the others' squares."""
 
 
-def batches(n: int) -> Iterator[Int64[Tensor, " some"]]:
-    """The latents 0..n - 1, some at a time."""
-    return iter(torch.arange(n).split(BATCH))
+def in_batches(
+    latents: Int64[Tensor, " n"], compute: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """The columns, each of n rows, that `compute` gives of some latents at a time, on the CPU."""
+    here, pieces = ranks(), latents.split(BATCH)
+    cuts = [len(pieces) * rank // here.size for rank in range(here.size + 1)]
+    counts = [sum(map(len, pieces[first:stop])) for first, stop in pairwise(cuts)]
+    # One without a share computes the first piece too: so it knows what columns there are.
+    mine = pieces[cuts[here.rank] : cuts[here.rank + 1]] or pieces[:1]
+    parts = [compute(some) for some in mine]
+    columns = (torch.cat(column).cpu()[: counts[here.rank]] for column in zip(*parts, strict=True))
+    return tuple(all_rows(column, counts) for column in columns)
 
 
 @torch.no_grad()
@@ -52,13 +65,14 @@ def round_trip(sae: SAE, kind: Literal["linear", "active"]) -> RoundTrip | None:
         return None
     gain = sae.selection.gain()
     W_read = sae.W_enc if gain is None else sae.W_enc * gain[:, None]
-    parts = []
-    for some in batches(sae.d_sae):
+
+    def ratios(some: Tensor) -> tuple[Tensor, ...]:
         some = some.to(sae.device)
         rows = sae.W_dec[some]
         answers = rows @ W_read.T if kind == "linear" else sae.encode(rows + sae.b_dec)
-        parts.append(_ratios(answers.double(), some))
-    return RoundTrip(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+        return _ratios(answers.double(), some)
+
+    return RoundTrip(*in_batches(torch.arange(sae.d_sae), ratios))
 
 
 def _ratios(
@@ -76,16 +90,20 @@ def _ratios(
 
 @torch.no_grad()
 def decoder_neighbours(
-    sae: SAE, latents: Int64[Tensor, " n"], n_nearest: int
+    sae: SAE | Face, latents: Int64[Tensor, " n"], n_nearest: int
 ) -> tuple[Float[Tensor, "n nearest"], Int64[Tensor, "n nearest"]]:
     """The decoder's largest cosines with other latents, and whose they are."""
     unit = torch.nn.functional.normalize(sae.W_dec, dim=1)
-    n_nearest = min(n_nearest, sae.d_sae - 1)
-    found = []
-    for some in latents.to(sae.device).split(BATCH):
+    n_nearest = min(n_nearest, len(unit) - 1)
+
+    def nearest(some: Tensor) -> tuple[Tensor, ...]:
+        some = some.to(unit.device)
         cosines = unit[some] @ unit.T
-        found.append(cosines.scatter(1, some[:, None], -2.0).topk(n_nearest, dim=1))
-    return torch.cat([f.values for f in found]).cpu(), torch.cat([f.indices for f in found]).cpu()
+        top = cosines.scatter(1, some[:, None], -2.0).topk(n_nearest, dim=1)
+        return top.values, top.indices
+
+    cosines, indices = in_batches(latents, nearest)
+    return cosines, indices
 
 
 def direct_logits(model: Model, site: str) -> Callable[[Tensor], Tensor] | None:
@@ -135,17 +153,22 @@ def _to_residual(model: Model, site: str) -> Callable[[Tensor], Tensor] | None:
 
 @torch.no_grad()
 def logit_extremes(
-    model: Model, sae: SAE, latents: Int64[Tensor, " n"], n_tokens: int
+    model: Model, sae: SAE | Face, latents: Int64[Tensor, " n"], n_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """(top values, top tokens, bottom values, bottom tokens), each (n, n_tokens); None where
     `direct_logits` is."""
     effects = direct_logits(model, sae.site_out)
     if effects is None:
         return None
-    parts = []
-    for some in latents.split(BATCH):
-        found = effects(sae.W_dec[some.to(sae.device)].to(model.device))
+
+    def extremes(some: Tensor) -> tuple[Tensor, ...]:
+        some = some.to(sae.W_dec.device)
+        rows = sae.W_dec[some]
+        if isinstance(sae, SAE) and sae.W_later is not None:  # all that they write to the stream
+            rows = rows + sae.W_later[some].sum(1)
+        found = effects(rows.to(model.device))
         top, bottom = found.topk(n_tokens, dim=1), found.topk(n_tokens, dim=1, largest=False)
-        parts.append((top.values, top.indices, bottom.values, bottom.indices))
-    a, b, c, d = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        return top.values, top.indices, bottom.values, bottom.indices
+
+    a, b, c, d = in_batches(latents, extremes)
     return a, b, c, d

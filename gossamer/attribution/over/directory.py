@@ -3,12 +3,12 @@
 Whole pieces of a corpus are added: first their runs are written, then the manifest lists them
 together with the piece, in one move. So a process may die at any moment; what it left unlisted is
 removed by the next. Of several processes each writes the files of its pieces, under names of its
-own, and the first one lists them. Runs of like size are merged into one, so that each edge is
-written a few times only; in the end there is one run.
+own, and merges some pairs of sites; the first one lists the files. Runs of like size are merged
+into one, so that each edge is written a few times only; in the end there is one run.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from gossamer.attribution.over.gathered import ROWS_AT_ONCE, Pair
 from gossamer.attribution.over.sides import Side, Sides, both, no_sides
 from gossamer.attribution.over.sums import Run, Sums, check_exact, merged_runs
+from gossamer.distributed import Ranks, first, gathered, together
 from gossamer.errors import FormatError
 from gossamer.graph.mapped import map_arrays, write_arrays
 from gossamer.saes.native import make_directory, write_text
@@ -96,8 +97,9 @@ class Directory:
     sides_file: str | None = None
     finished: bool = False
     n_files: int = 0
-    mark: str = ""
-    """In the names of files that it writes: each of several processes has one of its own."""
+    share: Ranks = Ranks(0, 1)
+    """Which of several processes this is that make the table together. Then all of them call `add`
+    and `finish`: each merges some pairs of sites, and the first one writes the manifest."""
 
     @staticmethod
     def of(path: Path, about: Mapping[str, Any]) -> "Directory":
@@ -177,13 +179,15 @@ class Directory:
     def add(self, pieces: Sequence[Piece]) -> None:
         """All pieces whose files are there and not listed yet."""
         self.n_files = max([self.n_files, *(piece.n_files for piece in pieces)])
-        each = [self.sides(), *(self.sides(piece.sides) for piece in pieces)]
-        self.sides_file = self.write_sides(reduce(both, each))
+        names = [self.sides_file, *(piece.sides for piece in pieces)]
+        self.sides_file = self._by_first(
+            lambda: self.write_sides(reduce(both, map(self._sides, names)))
+        )
         self.pieces |= {piece.number: piece.digest for piece in pieces}
         self.counted = reduce(Counted.plus, (piece.counted for piece in pieces), self.counted)
         self.runs = self.runs + [run for piece in pieces for run in piece.runs if run]
         self.save()
-        while len(self.runs) > 1 and self._rows(-2) < 2 * self._rows(-1):
+        while len(self.runs) > 1 and self._by_first(lambda: self._rows(-2) < 2 * self._rows(-1)):
             self.merge(2)
 
     def finish(self) -> None:
@@ -196,16 +200,32 @@ class Directory:
     def merge(self, n_runs: int) -> None:
         """The last runs made one."""
         last = self.runs[-n_runs:]
-        keys = dict.fromkeys(key for run in last for key in run)
-        whole: dict[str, list[str]] = {}
-        for key in keys:
-            runs = [self._segments(run[key]) for run in last if key in run]
-            whole[key] = [self._write(part) for part in merged_runs(runs, ROWS_AT_ONCE)]
-        self.runs = [*self.runs[:-n_runs], whole]
+        keys = list(dict.fromkeys(key for run in last for key in run))
+
+        def make() -> tuple[dict[str, list[str]], int]:
+            mine = keys[self.share.rank :: self.share.size]
+            return {key: self._merged(key, last) for key in mine}, self.n_files
+
+        found = [make()] if self.share.size == 1 else gathered(together(make))
+        whole = {key: files for each, _ in found for key, files in each.items()}
+        self.n_files = max(n_files for _, n_files in found)
+        self.runs = [*self.runs[:-n_runs], {key: whole[key] for key in keys}]
         self.save()
+
+    def _merged(self, key: str, runs: Sequence[dict[str, list[str]]]) -> list[str]:
+        """Files of one pair's sums over several runs."""
+        segments = [self._segments(run[key]) for run in runs if key in run]
+        return [self._write(part) for part in merged_runs(segments, ROWS_AT_ONCE)]
+
+    def _by_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process gives, to all that share the table."""
+        return make() if self.share.size == 1 else first(make)
 
     def save(self) -> None:
         """The manifest, in one move, and away with files that it does not list."""
+        self._by_first(self._save)
+
+    def _save(self) -> None:
         text = {
             "format": FORMAT,
             "version": VERSION,
@@ -228,9 +248,13 @@ class Directory:
             if _is_ours(file.name) and file.name not in listed:
                 file.unlink()
 
-    def sides(self, name: str | None = None) -> Sides:
-        """What was counted of latents, in all or in a file of `write_sides`."""
-        widths, name = self.about["widths"], name or self.sides_file
+    def sides(self) -> Sides:
+        """What was counted of latents."""
+        return self._sides(self.sides_file)
+
+    def _sides(self, name: str | None) -> Sides:
+        """What a file of `write_sides` holds."""
+        widths = self.about["widths"]
         if name is None:
             return no_sides(widths)
         _, arrays = map_arrays(self.path / name)
@@ -262,7 +286,8 @@ class Directory:
     def _name(self, kind: str) -> str:
         """Of a new file."""
         self.n_files += 1
-        return f"{kind}-{self.mark}{self.n_files:06}.safetensors"
+        mark = f"{self.share.rank}-" if self.share.rank else ""
+        return f"{kind}-{mark}{self.n_files:06}.safetensors"
 
     def _segments(self, names: list[str]) -> list[Sums]:
         return [read_sums(self.path / name) for name in names]

@@ -1,7 +1,7 @@
 """The edges of a corpus, added up by pair of latents and offset.
 
 Processes that torchrun started share the pieces of the corpus: by turns, one piece a process and
-turn. Each writes the files of its piece; the first one lists them, and merges them with the others.
+turn. Each writes the files of its piece, and merges some pairs of sites; the first one lists them.
 """
 
 import hashlib
@@ -41,8 +41,9 @@ Offsets = Literal["same", "all"]
 HELD = ("attention", "norms")
 """Kept at each prompt's clean run."""
 
-PIECE_TOKENS: dict[str, int] = {"same": 65_536, "all": 2048}
-"""Tokens of a piece of the corpus, about: a killed run loses what it did of one."""
+PIECE_TOKENS: dict[str, int] = {"same": 16_384, "all": 2048}
+"""Tokens of a piece of the corpus, about: a killed run loses what it did of one; processes share
+them."""
 
 RESOLUTION = 2.0**-24
 """Edges are rounded to multiples of this."""
@@ -138,7 +139,7 @@ def _opened(place: Path, about: dict[str, Any]) -> Directory:
             "directory on a disk that all machines share."
         )
     into = Directory.of(place, about)
-    into.mark = "" if here.is_first else f"{here.rank}-"
+    into.share = here
     return into
 
 
@@ -239,7 +240,7 @@ def _complete(how: _How, into: Directory, packed: Iterator[TokenBlock], bar: Any
             break
         n_pieces += len(done)
         into.n_files = max(piece.n_files for piece in done)
-        first(partial(into.add, done))
+        into.add(done)
         others = [piece for number, (_, piece) in enumerate(found) if number != ranks().rank]
         bar.update(sum(piece.counted.n_tokens for piece in others if piece is not None))
     if not n_pieces:
@@ -248,7 +249,7 @@ def _complete(how: _How, into: Directory, packed: Iterator[TokenBlock], bar: Any
             f"Part {turn} of {n_parts} of the corpus {how.about['corpus']} has no tokens; give a "
             "longer corpus, or fewer parts."
         )
-    first(into.finish)
+    into.finish()
 
 
 def _missing(how: _How, into: Directory, packed: Iterator[TokenBlock], bar: Any) -> Iterator[_Task]:
