@@ -170,6 +170,7 @@ def test_runs_merge_to_what_all_edges_give(span: int) -> None:
     for at_once in (1, 13, 10**6):
         segments = list(merged_runs(runs, at_once))
         assert all(len(part.keys) <= max(5, at_once) for part in segments)
+        assert all(len(part.keys) >= at_once // 2 for part in segments[:-1])
         columns = zip(*segments, strict=True)
         for found, expected in zip(columns, whole, strict=True):
             assert np.concatenate(found).tobytes() == expected.tobytes()

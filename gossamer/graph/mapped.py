@@ -94,8 +94,8 @@ def map_arrays(path: Path) -> tuple[dict[str, str], dict[str, Shaped[np.ndarray,
             raise ValueError("the texts of its header are no JSON object")
         specs = {name: _spec(name, entry) for name, entry in header.items()}
         _check_tiling(specs, size - 8 - length)
-        first = 8 + length
-        return metadata, {name: _mapped(path, spec, first) for name, spec in specs.items()}
+        whole = np.memmap(path, np.uint8, "r", 8 + length) if size > 8 + length else None
+        return metadata, {name: _mapped(whole, spec) for name, spec in specs.items()}
     except (OSError, ValueError, RecursionError) as problem:
         raise FormatError(
             f"{path} cannot be read as a safetensors file: {problem}. Copy it again, or save the "
@@ -134,12 +134,12 @@ def _check_tiling(specs: Mapping[str, Spec], size: int) -> None:
         )
 
 
-def _mapped(path: Path, spec: Spec, first: int) -> Shaped[np.ndarray, "..."]:
+def _mapped(whole: Shaped[np.ndarray, " n"] | None, spec: Spec) -> Shaped[np.ndarray, "..."]:
+    """A part of a file's one map: every map keeps a file open."""
     dtype = DTYPES[spec.dtype]
-    if spec.begin == spec.end:
+    if whole is None or spec.begin == spec.end:
         return np.zeros(spec.shape, dtype)
-    n = math.prod(spec.shape)
-    return np.memmap(path, dtype, "r", first + spec.begin, (n,)).reshape(spec.shape)
+    return whole[spec.begin : spec.end].view(dtype).reshape(spec.shape)
 
 
 def _portions(array: Shaped[np.ndarray, "..."]) -> Iterator[Shaped[np.ndarray, " n"]]:

@@ -149,13 +149,29 @@ def check_exact(sums: Sums, resolution: float) -> None:
 
 
 def merged_runs(runs: Sequence[Run], at_once: int) -> Iterator[Sums]:
-    """One run from several, in segments of at most `at_once` rows; at most as many are read at
-    once."""
+    """One run from several, in segments of at most `at_once` rows, all but the last of at least
+    half as many; at most as many are read at once."""
     cursors = [_Cursor(run) for run in runs]
+    waiting: list[Sums] = []
+    n_waiting = 0
     while cursors := [cursor for cursor in cursors if cursor.on_a_row()]:
-        step = max(1, at_once // len(cursors))
+        step = max(1, at_once // 2 // len(cursors))
         high = min(cursor.key_after(step) for cursor in cursors)
-        yield merged([cursor.taken(high, step) for cursor in cursors])
+        part = merged([cursor.taken(high, step) for cursor in cursors])
+        if n_waiting + len(part.keys) > at_once:
+            yield _joined(waiting)
+            waiting, n_waiting = [], 0
+        waiting.append(part)
+        n_waiting += len(part.keys)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Sums]) -> Sums:
+    """One after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 class _Cursor:
