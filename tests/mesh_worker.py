@@ -1,7 +1,9 @@
 """What the processes of `test_distributed.py` do; started by torchrun with what to do and where."""
 
 import contextlib
+import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,12 +25,14 @@ from gossamer.training.config import (
     StartConfig,
     TrainConfig,
 )
+from gossamer.training.dead import auxk
 from gossamer.training.gated import GatedConfig
 from gossamer.training.jumprelu import JumpReLUConfig
 from gossamer.training.loop import train
 from gossamer.training.matryoshka import MatryoshkaConfig
 from gossamer.training.panneal import PAnnealConfig
 from gossamer.training.relu import ReLUConfig
+from gossamer.training.start import first_look, new_trainee
 from gossamer.training.topk import TopKConfig
 from tests.tiny_training import OTHER, SITE, Rows, dictionary_rows
 
@@ -40,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "topk all of a share": {"sae": TopKConfig(k=14), "dead": AUXK},
     "topk resampled": {"sae": TopKConfig(k=2), "dead": RESAMPLE},
     "transcoder": {"sae": TopKConfig(k=2), "dead": AUXK, "site_out": OTHER, "skip": True},
+    "batchtopk transcoder": {"sae": BatchTopKConfig(k=2), "site_out": OTHER},
     "crosscoder": {"sae": BatchTopKConfig(k=2), "dead": AUXK, "site": (SITE, OTHER)},
     "batchtopk": {"sae": BatchTopKConfig(k=2), "dead": AUXK},
     "matryoshka": {"sae": MatryoshkaConfig(k=2), "dead": AUXK},
@@ -67,6 +72,18 @@ def config_of(case: str, n_steps: int = 12) -> TrainConfig:
         start=StartConfig(n_tokens=200),
         **given,
     )
+
+
+class Interrupted(Rows):
+    """Rows whose second process gets a Ctrl-C of its own on the way to one batch."""
+
+    at: int = -1
+
+    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        for number, batch in enumerate(super().batches(size, seed=seed, start=start), start):
+            if number == self.at and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
 
 
 class Dying(Rows):
@@ -116,7 +133,13 @@ def stopped(case: str, mesh: Mesh | None, directory: Path, step: int, **options:
 
 
 def gone_on(mesh: Mesh, out: Path) -> None:
-    """Go on with runs that one process began, as far as step 8."""
+    """Go on with runs that one process began, as far as step 8; the first of them is stopped twice
+    more on the way, within one line of the log."""
+    for at in (5, 6):
+        source = rows(Interrupted)
+        assert isinstance(source, Interrupted)
+        source.at = at
+        stopped(GOES_ON[0], mesh, out / GOES_ON[0], 8, source=source)
     for case in GOES_ON:
         stopped(case, mesh, out / case, 8)
     # A run of this mesh whose last checkpoint was cut short: it ends from the one before.
@@ -129,6 +152,51 @@ def gone_on(mesh: Mesh, out: Path) -> None:
     whole = trained(case, mesh)
     if mesh.is_first:
         torch.save((found, whole), out / "cut.pt")
+
+
+def refused(mesh: Mesh, out: Path) -> dict[str, str]:
+    """What this process says where something goes wrong, perhaps in another one alone."""
+    said = {}
+    run = RunConfig(log_steps=4, checkpoint_seconds=0.0)
+
+    def tried(name: str, case: str, **options: Any) -> None:
+        try:
+            trained(case, mesh, **({"run": run} | options))
+        except Exception as problem:
+            said[name] = f"{type(problem).__name__}: {problem}"
+
+    unread, too_large = rows(), rows()
+    unread.bad_step = 6  # of an input that no latent reads, in the first process's share
+    tried("not finite", "batchtopk transcoder", source=unread)
+    too_large.tensors = {site: x.float() for site, x in too_large.tensors.items()}
+    too_large.bad_step, too_large.bad_site, too_large.bad_value = 6, OTHER, 2e20
+    tried("run away", "transcoder", source=too_large)
+
+    def fail(row: Any) -> None:
+        raise ZeroDivisionError("of a callback")
+
+    tried("callback", "topk", callbacks=[fail])
+    tried("settings", "relu" if mesh.is_first else "gated")
+    tried("begun", "topk", directory=out / "full", callbacks=[fail])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if mesh.dp_rank == 1:  # no room for what this one writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    tried("full", "topk", directory=out / "full")
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if mesh.is_first:
+        for checkpoint in checkpoints(out / "full"):
+            cut_short(checkpoint)
+    mesh.everyones(None)
+    tried("all cut", "topk", directory=out / "full")
+    trainee = new_trainee(config_of("topk"), first_look(rows().batches(BATCH, seed=0), [SITE], 1))
+    trainee.mesh = mesh  # dp=2, tp=2: of each latent there are two
+    error = torch.randn(10, generator=torch.Generator().manual_seed(0)).double().expand(20, 10)
+    here = {"dead": torch.arange(2 * mesh.tp_rank), "k_aux": 2}
+    said["auxk of equal rows"] = str(auxk(trainee, error, error, **here).item())
+    trained("topk", mesh, directory=out / "finished")
+    again = trained("topk", mesh, directory=out / "finished")
+    said["finished"] = str(again is None)
+    return said
 
 
 def cut_short(checkpoint: Path) -> None:
@@ -170,6 +238,9 @@ def main() -> None:
                 case "go on":
                     gone_on(mesh, Path(out))
                     live_batches(mesh, Path(out) / "live.pt")
+                    said = mesh.everyones(refused(mesh, Path(out)))
+                    if mesh.is_first:
+                        (Path(out) / "said.json").write_text(json.dumps(said))
                 case "die":
                     found = trained("topk", mesh, directory=place, source=rows(Dying))
                     whole = trained("topk", mesh)

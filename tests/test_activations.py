@@ -120,6 +120,22 @@ def test_every_row_comes_once_in_an_epoch_and_any_batch_can_be_the_first(
         assert set(pair) == set(SITES) and all(len(values) == 5 for values in pair.values())
 
 
+@pytest.mark.parametrize("in_memory", [2**28, 3000])
+def test_parts_of_a_batch_are_the_batch(
+    in_memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr("gossamer.activations.store.IN_MEMORY", in_memory)
+    for source in sources(tmp_path):
+        for size, n, start in ((7, 3, 0), (50, 2, 4), (200, 4, 1)):
+            whole = itertools.islice(source.batches(size, seed=1, start=start), 5)
+            parts = [source.batches(size, seed=1, start=start, part=(i, n)) for i in range(n)]
+            for batch in whole:
+                pieces = [next(part) for part in parts]
+                for site, rows in batch.items():
+                    assert torch.equal(torch.cat([piece[site] for piece in pieces]), rows)
+
+
 def test_all_sites_of_a_batch_are_of_the_same_tokens(tmp_path: Path) -> None:
     store = made(tmp_path)
     whole = {s: store.rows(0)[s] for s in SITES}

@@ -1,5 +1,6 @@
 """Several processes are as one: training on every mesh, checkpoints, processes that are lost."""
 
+import json
 import os
 import pickle
 import shutil
@@ -21,7 +22,7 @@ from gossamer.training.checkpoints import checkpoints
 from gossamer.training.config import RunConfig
 from gossamer.training.loop import train
 from tests.mesh_worker import CASES, GOES_ON, config_of, live_batches, rows, stopped, trained
-from tests.tiny_training import SITE
+from tests.tiny_training import OTHER, SITE
 
 
 def launched(n: int, *words: str, restarts: int = 0) -> str:
@@ -86,10 +87,31 @@ def test_a_run_goes_from_one_process_to_four_and_back(
     found, whole = torch.load(tmp_path / "cut.pt")
     assert (tmp_path / "cut/checkpoints/step-00000004.damaged").is_dir()
     assert all(torch.equal(found[n], whole[n]) for n in whole if not n.startswith("log."))
+    check_said(json.loads((tmp_path / "said.json").read_text()), tmp_path)
     live_batches(Mesh(), tmp_path / "one.pt")
     pairs = zip(torch.load(tmp_path / "live.pt"), torch.load(tmp_path / "one.pt"), strict=True)
     for several, one in pairs:
         torch.testing.assert_close(several, one, rtol=1e-5, atol=1e-5)
+
+
+def check_said(said: list[dict[str, str]], directory: Path) -> None:
+    """Every process of dp=2,tp=2 has stopped, for the same reason."""
+    for name, words in (
+        ("not finite", f"GossamerError: The activations of {SITE} in the batch of step 6 are not"),
+        ("run away", f"GossamerError: At step 6 the loss of {OTHER}, its gradient or the weights"),
+        ("settings", "GossamerError: The processes of this training run do not have the same"),
+        ("full", "DiskError: The checkpoint after step 4 could not be written"),
+        ("all cut", f"FormatError: {directory / 'full/checkpoints/step-00000003'} is damaged"),
+    ):
+        assert all(each[name].startswith(words) for each in said), (name, said)
+    for name in ("callback", "begun"):
+        assert said[0][name] == "ZeroDivisionError: of a callback"
+        told = "GossamerError: Process 0 stopped (ZeroDivisionError: of a callback)"
+        assert all(each[name].startswith(told) for each in said[1:])
+    names = sorted(path.name for path in (directory / "full/checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000003"]
+    assert {each["auxk of equal rows"] for each in said} == {"0.0"}
+    assert [each["finished"] for each in said] == ["False", "True", "True", "True"]
 
 
 @pytest.mark.slow
@@ -105,7 +127,8 @@ def test_a_process_that_is_killed_is_started_again_and_ends_with_the_same_bits(
 @pytest.mark.slow
 def test_the_command_line_trains_on_a_mesh_or_says_what_is_wrong(tmp_path: Path) -> None:
     words = ["train", "--model", "pico-python", "--site", "blocks.1.hook_resid_pre", "--k", "4"]
-    words += ["--d-sae", "64", "--tokens", "1500", "--batch", "500", "--context", "64"]
+    words += ["--d-sae", "64", "--tokens", "4800", "--batch", "600", "--context", "64"]
+    # The second half of the seventh batch, and not the first, goes over into other blocks.
     by_two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     by_two += ["-m", "gossamer", *words, "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

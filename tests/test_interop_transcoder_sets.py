@@ -108,7 +108,8 @@ def tensors_without(directory: Path, name: str) -> None:
 
 def test_what_cannot_be_read_is_refused(place: Any, tmp_path: Path) -> None:
     directory = place(model_kind="cross_layer_transcoder")
-    with pytest.raises(FormatError, match="is of model_kind cross_layer_transcoder; a transcoder_set"):
+    wrong = "is of model_kind cross_layer_transcoder; a transcoder_set"
+    with pytest.raises(FormatError, match=wrong):
         transcoder_sets.read(directory)
     directory = place("jumprelu", activation="gelu")
     with pytest.raises(FormatError, match='the activation "gelu"; relu, jump_relu and topk'):

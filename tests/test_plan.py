@@ -164,7 +164,7 @@ def table(found: Plan) -> dict[str, Counter[int]]:
             {
                 "tp all_gather": {2 * 32 * 3 * 4: 1, 2 * 8: 1},
                 "tp all_reduce": {32 * 8 * 4: 1, 8 * 4: 1, 4: 1},
-                "dp all_reduce": {24 * 8 * 4: 2, 24 * 4: 1, 8 * 4: 1, (24 + 8) * 4: 1},
+                "dp all_reduce": {24 * 8 * 4: 2, 24 * 4: 1, 8 * 4: 1, (24 + 8 + 1) * 4: 1},
                 "all all_reduce": {16: 1},
             },
         ),
@@ -199,7 +199,7 @@ def table(found: Plan) -> dict[str, Counter[int]]:
             JumpReLUConfig(penalty="target", target_l0=2.0),
             (2, 1),
             {
-                "dp all_reduce": {48 * 8 * 4: 2, 48 * 4: 2, 8 * 4: 1, (48 + 8) * 4: 1},
+                "dp all_reduce": {48 * 8 * 4: 2, 48 * 4: 2, 8 * 4: 1, (48 + 8 + 1) * 4: 1},
                 "all all_reduce": {16: 1},
             },
         ),

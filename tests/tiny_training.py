@@ -21,6 +21,7 @@ class Rows:
     about: Mapping[str, Any] = field(default_factory=lambda: {"model": "tiny"})
     bad_step: int | None = None
     bad_site: str | None = None  # None: the first
+    bad_value: float = float("nan")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ class Rows:
             chosen = torch.randint(0, self.n_rows, (size,), generator=generator)
             batch = {site: tensor[chosen] for site, tensor in self.tensors.items()}
             if number == self.bad_step:
-                batch[self.bad_site or self.sites[0]][0, 0] = float("nan")
+                batch[self.bad_site or self.sites[0]][0, 0] = self.bad_value
             yield batch
             number += 1
 

@@ -5,7 +5,7 @@ without the ones before it.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +28,8 @@ class Group(NamedTuple):
     n_rows: int
     """How many."""
 
-    load: Callable[[], Rows]
-    """Gives them, in the order in which they are handed out."""
+    load: Callable[[Int64[Tensor, " n"] | None], Rows]
+    """Gives those at some places of the order in which they are handed out; None: all of them."""
 
 
 @torch.no_grad()
@@ -86,24 +86,27 @@ def order_of(count: int, *place: int) -> Int64[Tensor, " count"]:
     return torch.randperm(count, generator=generator)
 
 
-def shuffled(rows: Mapping[str, Tensor], *place: int) -> Rows:
-    """The rows in the order of a place."""
-    order = order_of(len(next(iter(rows.values()))), *place)
-    return {site: values[order.to(values.device)] for site, values in rows.items()}
+def cut(
+    groups: Iterable[Group], size: int, start: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Rows]:
+    """Batches of `size` rows from number `start` on; groups before it are not loaded.
 
-
-def cut(groups: Iterable[Group], size: int, start: int) -> Iterator[Rows]:
-    """Batches of `size` rows from number `start` on; groups before it are not loaded."""
-    skip, left = size * start, None
+    Of each batch only part i of n, for `part=(i, n)`: what others have of it is not loaded.
+    """
+    low, high = (size * (part[0] + end) // part[1] for end in (0, 1))
+    place, left = -size * start, None
     for group in groups:
-        if skip >= group.n_rows:
-            skip -= group.n_rows
+        first, place = place, place + group.n_rows
+        if place <= 0:
             continue
-        rows: Any = {site: values[skip:] for site, values in group.load().items()}
-        skip = 0
+        places = torch.arange(max(0, -first), group.n_rows)
+        within = (first + places) % size
+        places = places[(low <= within) & (within < high)]
+        rows: Any = group.load(None if len(places) == group.n_rows else places)
         if left is not None:
             rows = {site: torch.cat([left[site], values]) for site, values in rows.items()}
         count = len(next(iter(rows.values())))
-        for first in range(0, count - size + 1, size):
-            yield {site: values[first : first + size] for site, values in rows.items()}
-        left = {site: values[count - count % size :] for site, values in rows.items()}
+        each = high - low
+        for begin in range(0, count - each + 1, each):
+            yield {site: values[begin : begin + each] for site, values in rows.items()}
+        left = {site: values[count - count % each :] for site, values in rows.items()}

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gossamer.activations.harvest import fingerprint
@@ -25,8 +25,8 @@ from gossamer.activations.rows import (
     counted,
     cut,
     in_groups,
+    order_of,
     rows_of,
-    shuffled,
 )
 from gossamer.activations.store import MANIFEST_FILE, Store, load_shard
 from gossamer.corpus import Corpus, TokenBlock, as_corpus, blocks, puts_bos
@@ -113,9 +113,11 @@ class TensorActivations:
         """Width of the rows at a site."""
         return self.tensors[site].shape[1]
 
-    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
-        """Endless shuffled batches, number `start` first."""
-        return cut(self._groups(seed), size, start)
+    def batches(
+        self, size: int, *, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Rows]:
+        """Endless shuffled batches, number `start` first; `part=(i, n)`: part i of n of each."""
+        return cut(self._groups(seed), size, start, part)
 
     def _groups(self, seed: int) -> Iterator[Group]:
         epoch = 0
@@ -123,9 +125,12 @@ class TensorActivations:
             yield Group(self.n_rows, partial(self._load, seed, epoch))
             epoch += 1
 
-    def _load(self, seed: int, epoch: int) -> Rows:
-        floats = {site: values.float() for site, values in self.tensors.items()}
-        return shuffled(floats, seed, epoch)
+    def _load(self, seed: int, epoch: int, places: Int64[Tensor, " n"] | None) -> Rows:
+        order = order_of(self.n_rows, seed, epoch)
+        order = order if places is None else order[places]
+        return {
+            site: values[order.to(values.device)].float() for site, values in self.tensors.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +195,11 @@ class LiveActivations:
         """Width of the rows at a site."""
         return self.model.width(site)
 
-    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
-        """Endless shuffled batches, number `start` first."""
-        return cut(self._groups(seed), size, start)
+    def batches(
+        self, size: int, *, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Rows]:
+        """Endless shuffled batches, number `start` first; `part=(i, n)`: part i of n of each."""
+        return cut(self._groups(seed), size, start, part)
 
     def _groups(self, seed: int) -> Iterator[Group]:
         epoch = 0
@@ -207,7 +214,12 @@ class LiveActivations:
                 raise GossamerError(f"The corpus {self.corpus.name} has no tokens.")
             epoch += 1
 
-    def _load(self, group: list[TokenBlock], place: tuple[int, ...]) -> Rows:
+    def _load(
+        self,
+        group: list[TokenBlock],
+        place: tuple[int, ...],
+        places: Int64[Tensor, " n"] | None,
+    ) -> Rows:
         rank, size = ranks() if self.shared else (0, 1)
         shares = [group[len(group) * i // size : len(group) * (i + 1) // size] for i in range(size)]
         parts = [
@@ -227,7 +239,10 @@ class LiveActivations:
                 for share in shares
             ]
             whole = {site: all_rows(rows, counts) for site, rows in whole.items()}
-        return shuffled(whole, *place)
+        count = len(next(iter(whole.values())))
+        order = order_of(count, *place)
+        order = order if places is None else order[places]
+        return {site: values[order.to(values.device)] for site, values in whole.items()}
 
 
 def _documents_digest(corpus: Corpus) -> str:

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gossamer.activations.rows import Group, Rows, cut, order_of, shuffled
+from gossamer.activations.rows import Group, Rows, cut, order_of
 from gossamer.errors import FormatError, GossamerError, SiteError
 from gossamer.saes.native import write_text
 
@@ -156,15 +156,18 @@ class Store:
             self._checked[shard.file] = mark
         return file
 
-    def batches(self, size: int, *, seed: int, start: int = 0) -> Iterator[Rows]:
+    def batches(
+        self, size: int, *, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Rows]:
         """Endless shuffled batches of `size` rows, float32, number `start` first.
 
         Shards come in a new order in each epoch, and parts of several are shuffled together, as
         many rows as fit in memory. The order is a function of seed, batch number and manifest.
+        `part=(i, n)` gives part i of n of each batch, and reads no other row.
         """
         if size < 1:
             raise GossamerError(f"A batch has at least 1 row, got size={size}.")
-        return cut(self._groups(seed), size, start)
+        return cut(self._groups(seed), size, start, part)
 
     def _groups(self, seed: int) -> Iterator[Group]:
         most = max(1, IN_MEMORY // (sum(self.about["widths"].values()) * 4))
@@ -189,14 +192,39 @@ class Store:
         rows = self.shards[number].rows
         return number, rows * part // n_parts, rows * (part + 1) // n_parts
 
-    def _load(self, pieces: list[tuple[int, int, int]], place: tuple[int, ...]) -> Rows:
+    def _load(
+        self,
+        pieces: list[tuple[int, int, int]],
+        place: tuple[int, ...],
+        places: Int64[Tensor, " n"] | None,
+    ) -> Rows:
+        counts = [stop - start for _, start, stop in pieces]
+        order = order_of(sum(counts), *place)
+        if places is not None:
+            return self._scattered(pieces, order[places])
         parts = [
             read_part(self._whole(number), self.sites, slice(start, stop))
             for number, start, stop in pieces
             if start < stop
         ]
         whole = {site: torch.cat([part[site].float() for part in parts]) for site in self.sites}
-        return shuffled(whole, *place)
+        return {site: values[order] for site, values in whole.items()}
+
+    def _scattered(self, pieces: list[tuple[int, int, int]], wanted: Int64[Tensor, " n"]) -> Rows:
+        """Rows by their places in the pieces one after another."""
+        rows = {
+            site: torch.empty(len(wanted), self.width(site), dtype=torch.float32)
+            for site in self.sites
+        }
+        before = 0
+        for number, start, stop in pieces:
+            here = ((wanted >= before) & (wanted < before + stop - start)).nonzero()[:, 0]
+            if len(here):
+                found = load_shard(self._whole(number))  # mapped: only these rows are read
+                for site in self.sites:
+                    rows[site][here] = found[site][wanted[here] - before + start].float()
+            before += stop - start
+        return rows
 
 
 def shard_order(n_rows: int) -> Tensor:

@@ -125,14 +125,18 @@ def _train(directory: Path, html: Path | None, options: dict[str, Any], *, speak
 
     device = options["device"]
     mesh = mesh_of(options["mesh"], "cuda" if str(device).startswith("cuda") else "cpu")
-    if speaks and html is not None and directory not in html.parents:  # which is not there yet
-        check_writable(html)
+    if mesh.size > 1 and ":" in str(device):
+        raise GossamerError(
+            f"Each process of a mesh has a GPU of its own, got --device {device}; write "
+            f"{device.split(':')[0]}."
+        )
+    if html is not None and directory not in html.parents:  # which is not there yet
+        mesh.first(lambda: check_writable(html))
     check_own(options)
     pair = None
     configs = [] if options["kind"] == "jacobian" else configs_of(options)
     run = RunConfig(**options_given(options, "checkpoint_seconds", "keep", "log_steps"))
-    tells = speaks and options["with_tensorboard"]
-    callbacks = [tensorboard(directory / "tensorboard")] if tells else []
+    callbacks = [tensorboard(directory / "tensorboard")] if options["with_tensorboard"] else []
     model = _model(options)
     if options["kind"] == "jacobian":
         pair = jacobian_config_of(options, model)

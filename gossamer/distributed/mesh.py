@@ -16,7 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from gossamer.distributed.ranks import all_gather, first, gathered, ranks
+from gossamer.distributed.ranks import all_gather, first, gathered, ranks, together
 from gossamer.errors import GossamerError
 
 Over = Literal["dp", "tp", "all"]
@@ -78,6 +78,11 @@ class Mesh:
             )
         if not dist.is_initialized():
             return Mesh()
+        if "cpu:" not in dist.get_backend_config():  # counts and flags are on the CPU
+            raise GossamerError(
+                f'The processes have joined by "{dist.get_backend_config()}", which knows no CPU; '
+                'join them with gossamer.distributed.joined(), or by "cpu:gloo,cuda:nccl".'
+            )
         layout = dist.device_mesh.init_device_mesh(device, (dp, tp), mesh_dim_names=("dp", "tp"))
         return Mesh(dp, tp, layout.get_local_rank("dp"), layout.get_local_rank("tp"), layout=layout)
 
@@ -103,6 +108,10 @@ class Mesh:
     def first(self, make: Callable[[], Any]) -> Any:
         """As `first`, among the processes of the mesh."""
         return make() if self.size == 1 else first(make)
+
+    def together(self, make: Callable[[], Any]) -> Any:
+        """As `together`, among the processes of the mesh."""
+        return make() if self.size == 1 else together(make)
 
     def everyones(self, value: Any) -> list[Any]:
         """As `gathered`, among the processes of the mesh."""

@@ -60,9 +60,11 @@ def joined() -> Iterator[Ranks]:
 
     store, rank, size = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+    if has_gpus:  # more processes than GPUs may train on the CPU
+        here = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(here % torch.cuda.device_count())
     dist.init_process_group(
         backend,
         store=PrefixStore(f"attempt_{attempt}", store),
@@ -139,38 +141,52 @@ def wait() -> None:
 def first(make: Callable[[], Any]) -> Any:
     """What `make` gives in the first process, in each of them; small plain values.
 
-    Its GossamerError is raised in all of them.
+    Its GossamerError is raised in all of them. What else goes wrong is raised there, and in the
+    others a GossamerError that says so: none of them waits for what never comes.
     """
     outcome: Any = None
+    own: Exception | None = None
     if ranks().is_first:
         try:
             outcome = (make(), None)
-        except GossamerError as problem:
-            outcome = (None, problem)
+        except Exception as problem:
+            own, outcome = problem, (None, _told(problem))
     if ranks().size > 1:
         box = [outcome]
         dist.broadcast_object_list(box, src=0)
         outcome = box[0]
     made, problem = outcome
     if problem is not None:
-        raise problem
+        raise problem if own is None else own
     return made
 
 
 def together(make: Callable[[], Any]) -> Any:
     """What `make` gives in this process, once it is done in all of them. A GossamerError of any of
-    them is raised in all: that of the lowest rank."""
+    them is raised in all: that of the lowest rank. What else goes wrong is raised where it does,
+    and a GossamerError that says so in the others."""
     if ranks().size == 1:
         return make()
-    made, own = None, None
+    made: Any = None
+    own: Exception | None = None
     try:
         made = make()
-    except GossamerError as problem:
+    except Exception as problem:
         own = problem
-    for problem in gathered(own):
+    for problem in gathered(None if own is None else _told(own)):
         if problem is not None:
-            raise problem
+            raise problem if own is None or isinstance(own, GossamerError) else own
     return made
+
+
+def _told(problem: Exception) -> GossamerError:
+    """What the other processes are told of what went wrong here."""
+    if isinstance(problem, GossamerError):
+        return problem
+    return GossamerError(
+        f"Process {ranks().rank} stopped ({type(problem).__name__}: {problem}); what it says "
+        "itself shows where."
+    )
 
 
 def all_gather(value: Tensor, size: int, group: Any) -> Tensor:

@@ -38,6 +38,7 @@ def save_shards(
         with _alone_is_fine():
             save(state, storage_writer=FileSystemWriter(unfinished))
     except (Exception, CheckpointException) as problem:  # raised in all when one of them fails
+        mesh.first(lambda: _emptied(unfinished))
         raise DiskError(f"{directory} could not be written ({_why(problem)})") from problem
     mesh.first(lambda: _moved(unfinished, directory))
 
@@ -55,17 +56,22 @@ def load_shards(
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    reader = mesh.together(lambda: _reader(directory))
     state = {name: placed(name, tensor, rows, mesh) for name, tensor in tensors.items()}
     problem: BaseException | None = None
     try:
         with _alone_is_fine():
-            load(state, storage_reader=_reader(directory), no_dist=mesh.layout is None)
-    except (Exception, CheckpointException) as found:  # whatever readers of a cut file stumble over
-        problem = found
+            load(state, storage_reader=reader, no_dist=mesh.layout is None)
+    except (Exception, CheckpointException) as cut:  # whatever readers of a cut file stumble over
+        problem = cut
     n_failed = mesh.add_(torch.tensor(int(problem is not None)), "all")
     if int(n_failed):
         why = "another process could not read it" if problem is None else _why(problem)
         raise FormatError(f"{directory} is damaged ({why})")
+    for name, tensor in tensors.items():
+        found = here(state[name])
+        if found.device != tensor.device:  # a copy was filled
+            tensor.copy_(found)
 
 
 @contextmanager
@@ -83,13 +89,21 @@ def shapes_in(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def placed(name: str, tensor: Tensor, rows: Set[str], mesh: Mesh) -> Tensor:
-    """As it stands in the mesh. Shares the tensor's memory."""
+    """As it stands in the mesh. Shares the tensor's memory where that is on the mesh's kind of
+    device, and is a copy there where it is not, as Adam's count of steps may be."""
     if mesh.layout is None:
         return tensor
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     places = [Replicate(), Shard(0) if name in rows else Replicate()]
     return DTensor.from_local(tensor, mesh.layout, places, run_check=False)
+
+
+def here(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor that `placed` has given."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 PLAIN = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")

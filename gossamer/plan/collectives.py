@@ -7,8 +7,8 @@
     penalties        1 number over tp for each; a number a token for jumprelu's target
     auxk             1 all-gather and 1 all-reduce over tp, 1 all-reduce over dp
     gradients        over tp that of b_dec's encoder path, and their norm; over dp each parameter's
-    counting         over dp which latents fired and the sum of the targets; over tp how many are
-                     dead
+    counting         over dp which latents fired, the sum of the targets, the loss; over tp how many
+                     are dead
     the loop         1 all-reduce over all of two numbers: who stops, who writes a checkpoint
 
 A group of one process exchanges nothing. `bytes` are those of the tensor that a process has in the
@@ -94,7 +94,7 @@ def _real(share: Share) -> Iterator[Collective]:
         yield Collective("variation of the error", "dp", "all_reduce", 1, (d_out + 2) * LONG)
     for name, n in _parameters(share):
         yield Collective(f"gradient of {name}", "dp", "all_reduce", 1, n * WORD)
-    yield Collective("fired and mean", "dp", "all_reduce", 1, (share.f + d_out) * WORD)
+    yield Collective("fired, mean, loss", "dp", "all_reduce", 1, (share.f + d_out + 1) * WORD)
     if work.store == "none":
         rows = work.config.batch_tokens * _width_read(share) * WORD
         yield Collective("rows of the model", "all", "all_gather", 1, rows)

@@ -33,9 +33,9 @@ def memory(share: Share) -> dict[str, float]:
 
 
 def host_bytes(share: Share) -> float:
-    """Bytes of a whole batch, which every process reads before it takes its tokens."""
+    """Bytes of the tokens of a batch that a process reads."""
     width = share.d_in + (0 if share.work.is_autoencoder else share.d_out)
-    return float(WORD * share.work.config.batch_tokens * width)
+    return float(WORD * share.b * width)
 
 
 def _tile(share: Share) -> int:

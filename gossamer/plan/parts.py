@@ -107,9 +107,9 @@ def _real(share: Share, hardware: Hardware) -> Iterator[Part]:
         return Part(name, flop / kinds["flops"] + moved / kinds["bytes"], flop, moved)
 
     each = STORE_BYTES[work.store]
-    if each:  # every process reads the whole batch and keeps its tokens
+    if each:  # those of a tp group read the same tokens
         width = d_in + (0 if work.is_autoencoder else d_out)
-        read = float(work.config.batch_tokens * width * each)
+        read = float(b * width * each)
         yield Part("read", read / hardware.disk, bytes=read)
     passes = 1 + float(hardware.select_passes)
     yield part("encode", 2.0 * d_in * f * b)

@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def host_bytes(self) -> float:
-        """Of a whole batch, in the memory of the host."""
+        """Of a process's tokens of a batch, in the memory of the host."""
         return host_bytes(self.share)
 
     @property
@@ -330,8 +330,8 @@ def _slow(found: Plan) -> list[str]:
         )
     if found.part("read").seconds > 0.2 * step:
         remarks.append(
-            f"Reading takes {found.part('read').seconds / step:.0%} of a step: every process reads "
-            f"the whole batch, {readable(int(found.part('read').bytes))} a step."
+            f"Reading takes {found.part('read').seconds / step:.0%} of a step: a process reads its "
+            f"tokens, {readable(int(found.part('read').bytes))} a step, as all of its tp do."
         )
     fixed = sum(found.part(name).seconds for name in ("adam", "gradients", "dp traffic"))
     if fixed > found.part("encode").seconds:

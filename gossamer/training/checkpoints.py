@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def save_checkpoint(
     path = path if mesh.size > 1 else path.with_suffix(".safetensors")
     about = {"format": FORMAT, "version": str(VERSION), "step": str(step)}
     try:
-        make_directory(path.parent)
+        mesh.first(lambda: make_directory(path.parent))
         if mesh.size > 1:
             save_shards(tensors, _by_latent(trainees), path, mesh)
         else:
@@ -168,14 +169,16 @@ def save_checkpoint(
             f"The checkpoint after step {step} could not be written: {why_not(problem)}. Make "
             f"room; the same command again {_goes_on(directory)}."
         ) from problem
-    for old in checkpoints(directory)[:-keep] if mesh.is_first else []:
-        _remove(old)
+    mesh.first(lambda: [_remove(old) for old in checkpoints(directory)[:-keep]])
     return path
 
 
 def set_aside(path: Path) -> None:
     """Rename a checkpoint that is damaged, so that it is none."""
-    path.rename(path.with_name(f"{path.name}.damaged"))
+    damaged = path.with_name(f"{path.name}.damaged")
+    if damaged.exists():  # of an earlier time
+        _remove(damaged)
+    path.rename(damaged)
 
 
 def _remove(path: Path) -> None:
@@ -213,7 +216,9 @@ def load_checkpoint(
 ) -> Float64[Tensor, "n_trainees 5"]:
     """Put the state back, bit for bit; returns the sums."""
     try:
-        tensors = _of_mesh(path, trainees) if path.is_dir() else _of_one(path, trainees)
+        of_one = partial(_of_one, path, trainees)
+        mesh = trainees[0].mesh
+        tensors = _of_mesh(path, trainees) if path.is_dir() else mesh.together(of_one)
     except FormatError as problem:
         raise FormatError(
             f"{path} is damaged ({problem}); remove it to go on from the checkpoint before."

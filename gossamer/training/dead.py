@@ -78,7 +78,9 @@ def _variation(
     sums = torch.cat([e.sum(0), e.square().sum()[None], e.new_tensor([len(e)])])
     mesh.add_(sums, "dp")
     size, n = sums[-2], sums[-1]
-    return (size - sums[:-2].square().sum() / n).to(error), size.to(error)
+    variation = size - sums[:-2].square().sum() / n
+    is_rounding = variation < 100 * torch.finfo(torch.float64).eps * size
+    return variation.masked_fill(is_rounding, 0).to(error), size.to(error)
 
 
 class _Chosen(NamedTuple):

@@ -21,7 +21,7 @@ from gossamer.training.batchtopk import BatchTopKConfig
 from gossamer.training.checkpoints import as_json, why_not
 from gossamer.training.config import TrainConfig
 from gossamer.training.matryoshka import MatryoshkaConfig
-from gossamer.training.sharded import cut_of
+from gossamer.training.sharded import cut_of, kept_of
 from gossamer.training.start import side_by_side
 from gossamer.training.trainee import Form, Trainee
 
@@ -60,6 +60,8 @@ def whole(config: TrainConfig, trainee: Trainee) -> Trainee | None:
     mesh = trainee.mesh
     if mesh.size == 1:
         return trainee
+    if mesh.dp_rank > 0:
+        return None
     rows, state = trainee.by_latent(), {}
     for name, tensor in trainee.state_dict().items():
         found = mesh.gathered(tensor, "tp").flatten(0, 1) if name in rows else tensor
@@ -151,7 +153,10 @@ def batch_threshold(
         x = side_by_side(config.sites_in, next(fresh)).to(trainee.b_enc.device)
         _, u, _ = trainee.inputs(x, x)
         values, _ = encode_topk(u, trainee.W_enc, trainee.b_enc, n_each)
-        pooled.append(values[values > 0])
+        counts = values > 0
+        if trainee.mesh.tp > 1:
+            counts &= kept_of(values, FAR * k, trainee.mesh)
+        pooled.append(values[counts])
         n_tokens += config.batch_tokens  # here and elsewhere
     # So many are strictly above it.
     n_wanted = k * n_tokens + 1 if trainee.mesh.is_first else 0

@@ -19,7 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gossamer.distributed import Mesh, is_launched
+from gossamer.distributed import Mesh, check_same, is_launched
 from gossamer.errors import FormatError, GossamerError
 from gossamer.machine import device_of
 from gossamer.models.model import Model
@@ -30,6 +30,7 @@ from gossamer.splice import as_saes
 from gossamer.training.checkpoints import (
     LOG_FILE,
     append_log,
+    as_json,
     begin_run,
     open_run,
     read_log,
@@ -164,13 +165,15 @@ def train(  # noqa: PLR0913  the public face; everything by name
         None if device is None else device_of(device),
         mesh,
     )
+    if mesh.size > 1:
+        check_same([what.about, *map(as_json, what.configs)], "training run")
     names = member_names(what.configs)
     text, is_finished = mesh.first(lambda: _opened(what, names))
     finished = _finished(what, names) if is_finished else None
     saes, history = finished or _trained(what, names, text)
     results = [
         TrainResult(
-            sae,
+            sae if mesh.is_first else None,
             [row for row in history if row["trainee"] == place],
             None if what.directory is None else what.directory / names[place],
         )
@@ -181,9 +184,9 @@ def train(  # noqa: PLR0913  the public face; everything by name
 
 def _trained(what: Run, names: Sequence[str], text: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """The loop. `text` is that of the run's file."""
-    state = begun(what)
-    if what.directory is not None and what.mesh.is_first:
-        begin_run(what.directory, text)
+    state, directory = begun(what), what.directory
+    if directory is not None:
+        what.mesh.first(lambda: begin_run(directory, text))
     size, n_steps = what.configs[0].batch_tokens, what.configs[0].n_steps
     batches, clock = what.batches(state.done), Clock()
     shown = what.run.progress if what.mesh.is_first else False
@@ -300,16 +303,18 @@ def _rows(what: Run, state: State, outcomes: list[Outcome]) -> list[dict[str, An
 
 def _tell(what: Run, rows: list[dict[str, Any]], interrupt: Interrupt) -> None:
     """Log rows, and tell the callbacks; one that is interrupted stops the run after this step."""
-    if not what.mesh.is_first:
-        return
-    if what.directory is not None:
-        append_log(what.directory, rows)
-    try:
-        for row in rows:
-            for callback in what.callbacks:
-                callback(row)
-    except KeyboardInterrupt:
-        interrupt.wanted = True
+
+    def tell() -> None:
+        if what.directory is not None:
+            append_log(what.directory, rows)
+        try:
+            for row in rows:
+                for callback in what.callbacks:
+                    callback(row)
+        except KeyboardInterrupt:
+            interrupt.wanted = True
+
+    what.mesh.first(tell)
 
 
 def _saved(what: Run, trainees: list[Trainee], names: Sequence[str]) -> list[Any]:

@@ -73,7 +73,7 @@ def cut_of(values: Float[Tensor, " n"], n: int, mesh: Mesh) -> Cut:
         counts = torch.bincount(digits, minlength=2**n_bits + 1)
         if left is None:
             counts[-1] = n  # how many are wanted travels with the first counts
-        mesh.add_(counts, "all")
+        counts = mesh.add_(counts, "all").cpu()  # one wait for the device
         if left is None:
             left = int(counts[-1])
             if int(counts[:-1].sum()) < left:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from gossamer.activations import Store, TensorActivations
 from gossamer.distributed import Mesh
 from gossamer.errors import FormatError, GossamerError
 from gossamer.training.checkpoints import (
@@ -71,13 +72,18 @@ class Run:
 
         GossamerError at any that is not finite; on a mesh the loss tells all processes.
         """
-        here = slice(None) if whole else self.mesh.tokens(self.configs[0].batch_tokens)
-        first = self.configs[0]
-        made = self.source.batches(first.batch_tokens, seed=first.seed, start=start)
+        first, source = self.configs[0], self.source
+        here = slice(None) if whole else self.mesh.tokens(first.batch_tokens)
+        what: dict[str, Any] = {"seed": first.seed, "start": start}
+        # Not of a live run: its processes give each other rows, so all must come to each at once,
+        # and where a batch goes over from one run of blocks to the next, parts do not.
+        if isinstance(source, Store | TensorActivations) and not whole:
+            what["part"], here = (self.mesh.dp_rank, self.mesh.dp), slice(None)
+        made = source.batches(first.batch_tokens, **what)
         for step, batch in enumerate(made, start):
             moved = {site: batch[site][here].to(self.device) for site in self.sites}
             for site, x in moved.items():
-                if not torch.isfinite(x).all() and (whole or self.mesh.size == 1):
+                if (whole or self.mesh.size == 1) and not torch.isfinite(x).all():
                     raise self.not_finite(site, step)
             yield moved
 
@@ -130,19 +136,23 @@ def begun(what: Run) -> State:
     trainees = [new_trainee(config, looks, mesh) for config in what.configs]
     optimizers = [new_optimizer(*each) for each in zip(what.configs, trainees, strict=True)]
     sums = torch.zeros(len(trainees), 5, dtype=torch.float64, device=trainees[0].b_enc.device)
-    done = 0
-    for place, path in reversed(list(enumerate(found))):
+    done, damaged = 0, []
+    for path in reversed(found if mesh.size > 1 else found[-1:]):
         try:
             sums = load_checkpoint(path, trainees, optimizers).to(sums)
-        except FormatError:
-            if mesh.size == 1 or place == 0:
-                raise
-            mesh.first(lambda path=path: set_aside(path))
+        except FormatError as problem:
+            damaged.append((path, problem))
             continue
         done = step_of(path)
         break
-    if not mesh.is_first:
-        sums[:, :4] = 0  # the first process has them all
+    if damaged and done == 0:  # none is good, and all keep their names
+        raise damaged[0][1]
+    mesh.first(lambda: [set_aside(path) for path, _ in damaged])
+    # They are of all processes; the first of those that `summed` adds up has them.
+    if mesh.dp_rank > 0:
+        sums[:, :4] = 0
+    if mesh.tp_rank > 0:
+        sums[:, 3] = 0
     history = [] if directory is None else mesh.first(lambda: read_log(directory, done))
     return State(trainees, optimizers, sums, history, done, done, time.monotonic())
 

@@ -41,6 +41,9 @@ class Outcome:
     n_tokens: int
     """Tokens of the batch, here and elsewhere."""
 
+    whole_loss: Float[Tensor, ""]
+    """The loss of all these tokens, without gradient; not finite where an activation is not."""
+
     u: Float[Tensor, "batch d_in"]
     """What was encoded."""
 
@@ -101,7 +104,11 @@ def outcome(
         options = {"dead": dead, "k_aux": k_aux, "signed": signed, "counts": counts}
         terms["auxk"] = weight * auxk(trainee, scaled, error.detach(), **options)
     latents = latents.detach()
-    fired, mean = _of_all(trainee, encoded.fired(latents), target, n_tokens)
+    loss = torch.stack([term.detach() for term in terms.values()]).sum()
+    if trainee.mesh.size > 1 and scaled is not target:
+        loss = loss + (scaled * 0).sum()  # what is not finite there may be read by no latent
+    fired = encoded.fired(latents)
+    fired, mean, whole_loss = _of_all(trainee, fired, target, loss, n_tokens=n_tokens)
     return Outcome(
         terms,
         squared_error.detach(),
@@ -109,6 +116,7 @@ def outcome(
         latents.count_nonzero().to(target),
         fired,
         n_tokens,
+        whole_loss,
         u,
         error.detach(),
         latents,
@@ -120,13 +128,17 @@ def _of_all(
     trainee: Trainee,
     fired: Bool[Tensor, " d_sae"],
     target: Float[Tensor, "batch d_out"],
+    loss: Float[Tensor, ""],
+    *,
     n_tokens: int,
-) -> tuple[Bool[Tensor, " d_sae"], Float[Tensor, " d_out"]]:
-    """Which latents were active and the mean target, over the tokens of all processes."""
+) -> tuple[Bool[Tensor, " d_sae"], Float[Tensor, " d_out"], Float[Tensor, ""]]:
+    """Which latents were active, the mean target and the loss, over the tokens of all processes."""
     if trainee.mesh.dp == 1:
-        return fired, target.mean(0)
-    both = trainee.mesh.add_(torch.cat([fired.to(target), target.sum(0)]), "dp")
-    return both[: len(fired)] > 0, both[len(fired) :] / n_tokens
+        return fired, target.mean(0), loss
+    parts = torch.cat([fired.to(target), target.sum(0), loss.to(target)[None]])
+    trainee.mesh.add_(parts, "dp")
+    n = len(fired)
+    return parts[:n] > 0, parts[n:-1] / n_tokens, parts[-1]
 
 
 def descend_(
@@ -156,14 +168,15 @@ def update_(
     anything has changed."""
     trainee.gather_gradients_()
     trainee.constrain_gradient_()
-    _clip_(trainee, config.optimizer.clip, found.loss.detach())
+    # What is raised must be raised in all processes, so their loss is looked at as well.
+    _clip_(trainee, config.optimizer.clip, found.loss.detach() + found.whole_loss)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     trainee.constrain_()
     config.sae.observe_(trainee, found.latents, progress(config, step))
     trainee.silent_tokens += found.n_tokens
-    trainee.silent_tokens[found.fired] = 0
+    trainee.silent_tokens.masked_fill_(found.fired, 0)
     if config.remedy == "resample":
         _maybe_resample_(config, trainee, optimizer, found, step=step)
 
@@ -189,12 +202,12 @@ def _maybe_resample_(
 ) -> None:
     every = int(config.dead.resample_tokens or config.dead_after)
     done = (step + 1) * config.batch_tokens
-    dead = trainee.dead(config.dead_after)
     if done // every == step * config.batch_tokens // every:
         return
     # A latent that is new when the rate falls is never learnt, and does harm in the SAE.
     if progress(config, step) >= 1 - config.optimizer.decay:
         return
+    dead = trainee.dead(config.dead_after)
     if sum(dead_counts(trainee, dead)) == 0:
         return
     # A function of seed and step alone, so that a resumed run draws the same.
