@@ -61,7 +61,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     root = Path(gossamer.__file__).parent.parent
     environment = os.environ | {"JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     chance, seen, n_kills, between = random.Random(0), [], 0, 0
-    while n_kills < 10:
+    while n_kills < 5:
         before = state(killed)[1]
         with subprocess.Popen(command, cwd=root, env=environment) as child:
             # Until it has written something new, then for a random moment.
@@ -76,7 +76,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
         between += any(name.endswith(".partial") for name in files)
         between += len([name for name in files if name.endswith(".safetensors")]) > listed
     assert seen == sorted(seen) and 0 < seen[-1] < len(whole.shards), seen
-    assert len(set(seen)) >= 5 and between > 0, f"{seen}, {between}: few partial states were seen"
+    assert len(set(seen)) >= 3 and between > 0, f"{seen}, {between}: few partial states were seen"
     made_of_many(killed)
     assert shard_bytes(killed) == shard_bytes(tmp_path / "whole")
 
