@@ -53,6 +53,12 @@ def check_writable(path: str | os.PathLike[str] | None) -> None:
         )
 
 
+def leftovers(directory: Path) -> list[Path]:
+    """What a killed process left half-written in a directory of ours: under the temporary names of
+    `placed`, and those under which safetensors begins a file."""
+    return [*directory.glob("*.partial"), *directory.glob(".tmp??????")]
+
+
 @contextmanager
 def placed(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name to write under, moved to `path` at the end. DiskError when the disk is full

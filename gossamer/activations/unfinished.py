@@ -21,7 +21,7 @@ from gossamer.activations.store import (
     write_manifest,
 )
 from gossamer.corpus import TokenBlock
-from gossamer.errors import DiskError, FormatError
+from gossamer.errors import DiskError, FormatError, leftovers
 from gossamer.saes.native import make_directory
 
 
@@ -69,7 +69,7 @@ class Unfinished:
         """Make the directory ready, before anyone makes a shard: no file of a killed run is half
         there, and a manifest says whose shards these will be."""
         make_directory(self.directory)
-        for leftover in self.directory.glob("*.partial"):
+        for leftover in leftovers(self.directory):
             leftover.unlink()
         if not self.shards:
             self._write([])

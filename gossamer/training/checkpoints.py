@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gossamer.distributed import load_shards, save_shards, shapes_in
-from gossamer.errors import DiskError, FormatError, GossamerError, ShapeError
+from gossamer.errors import DiskError, FormatError, GossamerError, ShapeError, leftovers
 from gossamer.saes.native import (
     make_directory,
     read_json,
@@ -81,7 +81,7 @@ def open_run(directory: Path, configs: Sequence[TrainConfig], source: Mapping[st
     else:
         _check_empty(directory)
         make_directory(directory)
-    for leftover in (*directory.glob("*.partial"), *directory.glob("checkpoints/*.partial")):
+    for leftover in (*leftovers(directory), *leftovers(directory / "checkpoints")):
         _remove(leftover)
     return json.dumps(wanted, indent=2) + "\n"
 
