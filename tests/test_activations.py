@@ -227,6 +227,13 @@ def test_bad_arguments(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_a_part_of_what_processes_share_is_refused() -> None:
+    model = tiny_model("gpt2", torch.float32)
+    live = LiveActivations(model, as_corpus(corpus()), SITES, context=8, shared=True)
+    with pytest.raises(GossamerError, match=r"read whole batches, got part=\(0, 2\)"):
+        live.batches(8, seed=0, part=(0, 2))
+
+
 def test_what_can_be_a_source(tmp_path: Path) -> None:
     store, x = made(tmp_path / "acts"), torch.randn(10, 4)
     np.save(tmp_path / "x.npy", x.numpy())

@@ -200,4 +200,3 @@ def test_what_cannot_be_shared_is_refused() -> None:
     ):
         with pytest.raises(GossamerError, match=why):
             train(replace(config, **change), rows(), mesh=several, run=RunConfig())
-    assert SITE in rows().sites

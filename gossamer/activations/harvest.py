@@ -27,7 +27,7 @@ from gossamer.activations.shards import DTYPES, Outcome, Recipe, Task, harvest_s
 from gossamer.activations.store import Store
 from gossamer.activations.unfinished import Unfinished
 from gossamer.corpus import Corpus, as_corpus, blocks, chosen_context, puts_bos
-from gossamer.distributed import first, gathered, ranks, together
+from gossamer.distributed import check_same, first, gathered, ranks, together
 from gossamer.errors import GossamerError
 from gossamer.models.model import Model
 
@@ -90,7 +90,7 @@ def harvest(  # noqa: PLR0913  the public face; everything by name
     how = {"n_tokens": n_tokens, "dtype": dtype, "context": context, "batch": batch}
     how |= {"prepend_bos": prepend_bos, "exclude_special": exclude_special}
     source, about, size = together(partial(_settled, model, corpus, sites, how))
-    _check_same((about, size, n_tokens))
+    check_same((about, size, n_tokens), "harvest")
     into = first(partial(_begun, Path(directory), about))
     recipe = Recipe(
         directory=Path(directory).absolute(),
@@ -155,15 +155,6 @@ def _settled(
         "shard_tokens": SHARD_TOKENS,
     }
     return source, about, size
-
-
-def _check_same(settings: Any) -> None:
-    everyone = gathered(settings)
-    if any(other != everyone[0] for other in everyone):
-        raise GossamerError(
-            "The processes of this harvest do not have the same model, corpus and settings; give "
-            "each of them the same command."
-        )
 
 
 def _begun(directory: Path, about: dict[str, Any]) -> Unfinished:

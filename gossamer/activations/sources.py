@@ -198,7 +198,16 @@ class LiveActivations:
     def batches(
         self, size: int, *, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[Rows]:
-        """Endless shuffled batches, number `start` first; `part=(i, n)`: part i of n of each."""
+        """Endless shuffled batches, number `start` first; `part=(i, n)`: part i of n of each.
+
+        GossamerError for a part of what is shared: processes give each other rows, and would wait
+        for one whose part needs none.
+        """
+        if self.shared and part != (0, 1):
+            raise GossamerError(
+                f"Processes that share a live run all read whole batches, got part={part}; leave "
+                "part out, or shared."
+            )
         return cut(self._groups(seed), size, start, part)
 
     def _groups(self, seed: int) -> Iterator[Group]:

@@ -20,6 +20,7 @@ from gossamer.cli.evaluate import evaluate_command
 from gossamer.cli.generate import generate_command
 from gossamer.cli.harvest import harvest_command
 from gossamer.cli.jacobian import jacobian_command
+from gossamer.cli.launched import let_first_speak
 from gossamer.cli.plan import plan_command
 from gossamer.cli.serve import serve_command
 from gossamer.cli.train import train_command
@@ -65,6 +66,7 @@ def main() -> None:
         mistake.show()
         sys.exit(2)
     except click.ClickException as mistake:
+        let_first_speak()
         click.echo(f"Error: {mistake.format_message()}", err=True)
         sys.exit(2)
     except click.Abort:

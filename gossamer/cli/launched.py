@@ -1,5 +1,6 @@
 """A command in one process, or in many that torchrun started."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,12 @@ from gossamer.errors import GossamerError
 
 LEAVE_SECONDS = 10.0
 """How long a process lets the first one speak."""
+
+
+def let_first_speak() -> None:
+    """Before a mistake in the words of a command, which all processes find before they join."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(LEAVE_SECONDS)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ as TopK's. AuxK takes the dead latents that are largest in size, with their sign
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -62,11 +61,8 @@ class AbsTopKConfig(AbstractArchitecture):
         """The k pairs of each token."""
         k = min(self.k, len(trainee.b_enc))
         values, indices = encode_abs_topk(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
-        if trainee.mesh.tp > 1:
-            found = kept_pairs(values, indices, kept_of(values.abs(), self.k, trainee.mesh))
-            return read_found(trainee, u, trainee.b_enc, found)
-        offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
-        return read_found(trainee, u, trainee.b_enc, (values.flatten(), indices.flatten(), offsets))
+        found = kept_pairs(values, indices, kept_of(values.abs(), self.k, trainee.mesh))
+        return read_found(trainee, u, trainee.b_enc, found)
 
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """The pre-activations themselves."""

@@ -103,7 +103,7 @@ class _Chosen(NamedTuple):
 
     def kept(self, sizes: Float[Tensor, "batch k_here"]) -> Bool[Tensor, "batch k_here"] | None:
         """Which of the candidates here do; None for all of them."""
-        return None if self.mesh.tp == 1 else kept_of(sizes, self.k, self.mesh, width=self.width)
+        return kept_of(sizes, self.k, self.mesh, width=self.width)
 
 
 def _dense(
@@ -135,11 +135,7 @@ def _sparse(
     k = min(rule.k, len(b_enc))
     values, indices = encode(u.detach(), W_enc.detach(), b_enc.detach(), k)
     kept = rule.kept(values.abs() if rule.signed else values)
-    if kept is None:
-        offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
-        values, indices = values.flatten(), indices.flatten()
-    else:
-        values, indices, offsets = kept_pairs(values, indices, kept)
+    values, indices, offsets = kept_pairs(values, indices, kept)
     pairs = Pairs.of(indices, offsets, len(b_enc))
     pre = read_pairs(u, W_enc, b_enc, pairs=pairs, values=values)
     return write_pairs(pre if rule.signed else pre.relu(), W_dec, pairs=pairs)

@@ -154,8 +154,8 @@ def batch_threshold(
         _, u, _ = trainee.inputs(x, x)
         values, _ = encode_topk(u, trainee.W_enc, trainee.b_enc, n_each)
         counts = values > 0
-        if trainee.mesh.tp > 1:
-            counts &= kept_of(values, FAR * k, trainee.mesh)
+        kept = kept_of(values, FAR * k, trainee.mesh)
+        counts = counts if kept is None else counts & kept
         pooled.append(values[counts])
         n_tokens += config.batch_tokens  # here and elsewhere
     # So many are strictly above it.

@@ -24,11 +24,14 @@ DIGIT_BITS = 11
 
 def kept_of(
     sizes: Float[Tensor, "batch k_here"], k: int, mesh: Mesh, *, width: int | None = None
-) -> Bool[Tensor, "batch k_here"]:
-    """Which of the candidates here are among the k largest of each token over tp.
+) -> Bool[Tensor, "batch k_here"] | None:
+    """Which of the candidates here, at most k, are among the k largest of each token over tp; None
+    for all of them, where no other process has any.
 
     `width` is how many candidates the process with most of them has; None: all as many as here.
     """
+    if mesh.tp == 1:
+        return None
     n_here = sizes.shape[1]
     n_each = n_here if width is None else width
     padded = sizes.new_full((len(sizes), n_each), -torch.inf)
@@ -43,9 +46,12 @@ def kept_of(
 def kept_pairs(
     values: Float[Tensor, "batch k_here"],
     indices: Int64[Tensor, "batch k_here"],
-    kept: Bool[Tensor, "batch k_here"],
+    kept: Bool[Tensor, "batch k_here"] | None,
 ) -> Found:
-    """The kept candidates as CSR rows."""
+    """The kept candidates as CSR rows; None: all are kept."""
+    if kept is None:
+        offsets = torch.arange(len(values) + 1, device=values.device) * values.shape[1]
+        return values.flatten(), indices.flatten(), offsets
     offsets = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
     offsets[1:] = kept.sum(1).cumsum(0)
     return values[kept], indices[kept], offsets

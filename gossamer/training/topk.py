@@ -7,7 +7,6 @@ than k latents of a token.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,11 +66,8 @@ class TopKConfig(AbstractArchitecture):
         encode = encode_topk if self.encode_in == "float32" else encode_topk_bfloat16
         k = min(self.k, len(trainee.b_enc))
         values, indices = encode(u, trainee.W_enc.detach(), trainee.b_enc.detach(), k)
-        if trainee.mesh.tp > 1:
-            found = kept_pairs(values, indices, kept_of(values, self.k, trainee.mesh))
-            return read_found(trainee, u, trainee.b_enc, found)
-        offsets = torch.arange(0, values.numel() + 1, k, device=u.device)
-        return read_found(trainee, u, trainee.b_enc, (values.flatten(), indices.flatten(), offsets))
+        found = kept_pairs(values, indices, kept_of(values, self.k, trainee.mesh))
+        return read_found(trainee, u, trainee.b_enc, found)
 
     def latents(self, trainee: Trainee, encoded: Encoded) -> Float[Tensor, "..."]:
         """Their positive part."""
